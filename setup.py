@@ -1,0 +1,48 @@
+"""Package metadata, dependencies, extras and the console script of tf_mcvae."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "tf_mcvae/__init__.py").read_text("utf-8"), re.MULTILINE
+)
+
+setup(
+    name="tf_mcvae",
+    version=VERSION.group(1),
+    description="Monte Carlo variational auto-encoders in TensorFlow and Keras 3",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["tf_mcvae", "tf_mcvae.*"]),
+    package_data={"tf_mcvae": ["py.typed"]},
+    install_requires=[
+        "tensorflow>=2.21,<2.22",
+        "keras>=3.14,<3.16",
+        # The [tf] extra brings tf-keras, without which TFP cannot be imported; this package never imports it.
+        "tensorflow-probability[tf]>=0.25,<0.26",
+        "tensorflow-datasets>=4.9.10,<5",
+        # Imported by TFDS, which forgets to ask for it on current Pythons.
+        "importlib_resources>=6",
+        "numpy>=1.26,<3",
+        "scikit-learn>=1.5",
+        "matplotlib>=3.9",
+    ],
+    extras_require={
+        "test": ["pytest>=8"],
+        "dev": ["pytest>=8", "ruff>=0.12", "mypy>=1.16", "types-setuptools"],
+    },
+    entry_points={"console_scripts": ["tf-mcvae-train = tf_mcvae.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

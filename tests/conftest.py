@@ -1,0 +1,26 @@
+"""Options and fixtures that all tests share."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--runslow", action="store_true", help="also run the tests of minutes each")
+    parser.addoption(
+        "--recorded",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a further folder of recorded fixtures (*.npz) to reproduce",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--runslow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs --runslow"))

@@ -1,0 +1,171 @@
+"""The published implementation's recorded numbers are reproduced, given its weights and draws.
+
+States, log weights and bounds to 1e-4 relative, gradients to 1e-3 of their norm, tensor by tensor,
+in eager, graph and XLA execution. `--recorded DIR` reproduces further recorded files.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from reference_weights import reference_arrays
+from replay import ROOT_SEED, Fixture, replay_draws
+
+from tf_mcvae.importance import annealed_importance_sampling
+from tf_mcvae.kernels import HamiltonianMonteCarlo
+
+HERE = Path(__file__).parent
+PUBLISHED_CONV = HERE.parent.parent / "shared/reference/conv"
+MODES = {
+    "eager": lambda function: function,
+    "graph": tf.function,
+    "xla": lambda function: tf.function(function, jit_compile=True),
+}
+
+
+def pytest_generate_tests(metafunc):
+    folders = [HERE / "fixtures", *map(Path, metafunc.config.getoption("--recorded"))]
+    paths = [path for folder in folders for path in sorted(folder.glob("*.npz"))]
+    if "path" in metafunc.fixturenames:
+        prefixes = {"test_model": ("vae", "iwae", "lmcvae", "amcvae"), "test_ais": ("nll",)}
+        chosen = prefixes[metafunc.function.__name__]
+        paths = [path for path in paths if path.stem.startswith(chosen)]
+        metafunc.parametrize("path", paths, ids=lambda path: path.stem)
+
+
+def close(actual, expected, tolerance=1e-4):
+    """Equal to `tolerance` of the largest value: the relative error of the array as a whole."""
+    expected = np.asarray(expected)
+    scale = np.max(np.abs(expected), initial=1e-30)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
+
+
+def trace_everything(state, results):
+    return state, results, results.score
+
+
+def evaluate(model, x):
+    """Estimate, its trace of states where there are transitions, and the gradients."""
+    variables = [variable.value for variable in model.trainable_variables]
+    with tf.GradientTape() as tape:
+        estimate = model.estimate(x, ROOT_SEED, training=True)
+        loss = tf.reduce_mean(estimate.loss)
+    gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
+    if not hasattr(model, "run_transitions"):
+        return estimate, None, gradients
+    run = model.run_transitions(x, ROOT_SEED, model.num_samples, trace_fn=trace_everything)
+    return estimate, run, gradients
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_model(path, mode, monkeypatch):
+    fixture = Fixture(path)
+    model = fixture.model()
+    replay_draws(monkeypatch, fixture)
+    estimate, run, gradients = MODES[mode](lambda x: evaluate(model, x))(tf.constant(fixture.x))
+    check_loss(fixture, model, estimate)
+    if run is not None:
+        check_transitions(fixture, model, run)
+        model.adapt(estimate.adaptation)
+        steps = model.step_size.values()
+        close(steps, fixture["out/step_sizes_after"], 1e-5)
+    check_gradients(fixture, model, gradients)
+
+
+def check_loss(fixture, model, estimate):
+    """The recorded loss; where it is a surrogate, through the surrogate's formula."""
+    loss, bound = float(np.mean(estimate.loss)), float(np.mean(estimate.bound))
+    assert np.isfinite(bound)
+    if fixture.config["cls"] in ("IWAE", "LMCVAE") and fixture.num_samples > 1:
+        log_weights = model.log_weights(fixture.x, ROOT_SEED).numpy().astype(np.float64)
+        weights = np.exp(log_weights - log_weights.max(0))
+        weights /= weights.sum(0)
+        surrogate = -np.mean(np.sum(weights * log_weights, 0))
+        if fixture.config["cls"] == "IWAE":
+            surrogate += np.log(fixture.num_samples)
+        bound64 = np.log(np.mean(np.exp(log_weights), 0)).mean()
+        close(bound, bound64)
+        close(loss, -bound)
+        close(surrogate, fixture["out/loss"])
+    else:
+        close(loss, fixture["out/loss"])
+
+
+def check_probabilities(log_actual, log_expected):
+    """Log-probabilities near 0 are float32 differences of large numbers: compare them as such."""
+    close(np.exp(log_actual), np.exp(log_expected))
+
+
+def check_transitions(fixture, model, run):
+    states, results, scores = run.trace
+    close(model.schedule.inverse_temperatures(), fixture["out/betas"])
+    close(run.initial_state, fixture.unfold("out/z0"))
+    close(states, fixture.unfold("trace/make_transition.0", 1))
+    close(run.state, fixture.unfold("out/z_K"))
+    close(run.log_weights, fixture.unfold("out/sum_log_weights"))
+    assert np.array_equal(results.is_accepted, fixture.unfold("out/acceptance", 1))
+    if fixture.config["cls"] == "LMCVAE":
+        close(results.log_ratio, fixture.unfold("trace/make_transition.1", 1))
+        close(scores, fixture.unfold("trace/make_transition.4", 1))
+    else:
+        check_probabilities(results.log_choice_prob, fixture.unfold("trace/make_transition.2", 1))
+        close(scores, fixture.unfold("trace/make_transition.3", 1))
+        total = tf.reduce_sum(results.log_choice_prob, 0)
+        check_probabilities(total, fixture.unfold("out/sum_log_alphas"))
+
+
+def check_gradients(fixture, model, gradients):
+    by_variable = {
+        variable.path: gradient.numpy()
+        for variable, gradient in zip(model.trainable_variables, gradients, strict=True)
+    }
+
+    def check(variables, expected):
+        for variable, value in zip(variables, expected, strict=True):
+            error = np.linalg.norm(by_variable.pop(variable.path) - value)
+            assert error <= 1e-3 * np.linalg.norm(value), variable.path
+
+    arrays, seen = fixture.arrays, model.trainable_variables
+    grads = {n.removeprefix("grad/"): v for n, v in arrays.items() if n.startswith("grad/")}
+    networks = {"encoder_net": model.encoder, "decoder_net": model.decoder}
+    if fixture.config.get("use_cloned_decoder"):
+        networks["cloned_decoder"] = model.transition_decoder
+    for prefix, network in networks.items():
+        check(network.trainable_variables, reference_arrays(arrays, prefix, "grad"))
+    if "transitions.0.log_stepsize" in grads:
+        steps = [grads[f"transitions.{k}.log_stepsize"] for k in range(fixture.config["K"])]
+        check([model.step_size.log_step_size], [np.array(steps)])
+    for name, attribute in (("logalpha", "log_steepness"), ("beta_logits", "logits")):
+        if f"tempering_{name}" in grads:
+            check([getattr(model.schedule, attribute)], [grads[f"tempering_{name}"]])
+    assert not by_variable, f"no recorded gradient for {sorted(by_variable)} of {len(seen)}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ais(path, mode, monkeypatch):
+    """The published quick estimate: 5 temperatures, 10 chains, HMC with 3 leapfrogs of 0.05."""
+    fixture = Fixture(path)
+    model = fixture.model()
+    replay_draws(monkeypatch, fixture)
+
+    def run(x):
+        posterior = model.posterior(x)
+        annealed = model.path(x, posterior)
+        return annealed_importance_sampling(
+            annealed,
+            model.draw_posterior(posterior, 10, ROOT_SEED),
+            lambda k, _: HamiltonianMonteCarlo(annealed, 0.05, 3, 0.25 * tf.cast(k + 1, tf.float32)),
+            3,
+            ROOT_SEED,
+            trace_fn=lambda state, results: (state, results.is_accepted, results.log_choice_prob),
+        )
+
+    result = MODES[mode](run)(tf.constant(fixture.x))
+    states, accepted, choices = result.trace
+    close(states, fixture.unfold("trace/make_transition.0", 1))
+    assert np.array_equal(accepted, fixture.unfold("trace/make_transition.2", 1))
+    check_probabilities(choices, fixture.unfold("trace/make_transition.3", 1))
+    log_weights = result.log_weights.numpy().astype(np.float64)
+    nll = -np.mean(np.log(np.mean(np.exp(log_weights), 0)))
+    close(nll, fixture["out/nll"])

@@ -1,0 +1,44 @@
+"""Monte Carlo variational auto-encoders in TensorFlow and Keras 3."""
+
+from tf_mcvae import annealing, bounds, datasets, evaluation, importance, kernels, likelihoods
+from tf_mcvae.annealing import AnnealedPath, LearnedSchedule, LinearSchedule, SigmoidalSchedule
+from tf_mcvae.evaluation import (
+    estimate_bound,
+    estimate_elbo,
+    estimate_iwae,
+    estimate_log_likelihood,
+)
+from tf_mcvae.likelihoods import Bernoulli, Gaussian, Likelihood
+from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, MonteCarloVAE, StepSize
+from tf_mcvae.networks import Decoder, Encoder
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AMCVAE",
+    "IWAE",
+    "LMCVAE",
+    "VAE",
+    "AnnealedPath",
+    "Bernoulli",
+    "Decoder",
+    "Encoder",
+    "Gaussian",
+    "LearnedSchedule",
+    "Likelihood",
+    "LinearSchedule",
+    "MonteCarloVAE",
+    "SigmoidalSchedule",
+    "StepSize",
+    "annealing",
+    "bounds",
+    "datasets",
+    "estimate_bound",
+    "estimate_elbo",
+    "estimate_iwae",
+    "estimate_log_likelihood",
+    "evaluation",
+    "importance",
+    "kernels",
+    "likelihoods",
+]

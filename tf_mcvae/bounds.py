@@ -1,0 +1,113 @@
+"""Bounds on the evidence from log weights `[S, B]`, and losses whose gradients train them.
+
+Every function is pure. A *bound* returns the number; a *loss* returns what to minimise, whose
+gradient is the estimator of minus the bound's gradient, and whose value may be something else.
+"""
+
+import math
+
+import tensorflow as tf
+
+
+def elbo(log_weights: tf.Tensor) -> tf.Tensor:
+    """Returns the evidence lower bound, the mean of the log weights over S.
+
+    Args:
+        log_weights: `[S, B]`, in nats.
+
+    Returns:
+        `[B]`, in nats.
+
+    Reference:
+        Kingma and Welling, Auto-Encoding Variational Bayes, arXiv 1312.6114.
+    """
+    return tf.reduce_mean(log_weights, axis=0)
+
+
+def iwae(log_weights: tf.Tensor) -> tf.Tensor:
+    """Returns the importance-weighted bound `log (1/S sum_s w_s)`; with S = 1 it is the ELBO.
+
+    Args:
+        log_weights: `[S, B]`, in nats.
+
+    Returns:
+        `[B]`, in nats.
+
+    Reference:
+        Burda et al., Importance Weighted Autoencoders, arXiv 1509.00519.
+    """
+    log_num_samples = tf.math.log(tf.cast(tf.shape(log_weights)[0], log_weights.dtype))
+    return tf.reduce_logsumexp(log_weights, axis=0) - log_num_samples
+
+
+def dreg_loss(log_weights: tf.Tensor, state: tf.Tensor, path_score: tf.Tensor) -> tf.Tensor:
+    """Returns the doubly reparameterised loss of the importance-weighted bound.
+
+    With self-normalised weights `v_s = w_s / sum_r w_r`, held constant, the decoder's gradient is
+    `sum_s v_s d log w_s`, the encoder's `sum_s v_s^2 (d log w_s / d z_s) d z_s`.
+
+    Args:
+        log_weights: `[S, B]`, evaluated at `stop_gradient(state)` and with the encoder's parameters
+            stopped, so that only the decoder's gradient runs through it.
+        state: `z = loc + scale * noise`, `[S, B, D]`; the encoder's gradient runs through it.
+        path_score: `d log w / d z`, `[S, B, D]`.
+
+    Returns:
+        `[B]`.
+
+    Reference:
+        Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives,
+        arXiv 1810.04152.
+    """
+    weights = tf.stop_gradient(tf.nn.softmax(log_weights, axis=0))
+    pull = tf.stop_gradient(tf.square(weights)[..., tf.newaxis] * path_score)
+    encoder_term = tf.reduce_sum(pull * state, axis=[0, 2])
+    return -tf.reduce_sum(weights * log_weights, axis=0) - encoder_term
+
+
+def score_function_loss(
+    log_weights: tf.Tensor, log_choice_probs: tf.Tensor, coefficient: tf.Tensor | float = 1.0
+) -> tf.Tensor:
+    """Returns the loss of the annealed bound with accept/reject moves.
+
+    The accept/reject choices depend on the parameters through their probabilities. Their
+    contribution to the gradient is the score-function term with a leave-one-out baseline,
+
+        loss = -mean_s l_s - c mean_s stop(l_s - mean_{r != s} l_r) log P(choices_s),
+
+    where `l` is the log weight. With S = 1 the baseline is 0.
+
+    Args:
+        log_weights: `[S, B]`.
+        log_choice_probs: Log-probability of all accepts and rejects of a chain, `[S, B]`.
+        coefficient: `c`: 1 for the unbiased gradient, less while the term is warmed up.
+
+    Returns:
+        `[B]`. Its gradient estimates that of `-E[mean_s l_s]`; its value is no bound.
+
+    Reference:
+        Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
+    """
+    num_samples = log_weights.shape[0]
+    baseline = 0.0
+    if num_samples > 1:
+        total = tf.reduce_sum(log_weights, axis=0)
+        baseline = (total - log_weights) / (num_samples - 1)
+    advantage = tf.stop_gradient(log_weights - baseline)
+    score_term = tf.reduce_mean(advantage * log_choice_probs, axis=0)
+    return -elbo(log_weights) - coefficient * score_term
+
+
+def gaussian_kl(loc: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """Returns `KL(N(loc, diag(scale^2)) || N(0, I))`, `[B]`, in nats."""
+    return 0.5 * tf.reduce_sum(
+        tf.square(loc) + tf.square(scale) - 1.0 - 2.0 * tf.math.log(scale), axis=-1
+    )
+
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+def standard_normal_log_prob(state: tf.Tensor) -> tf.Tensor:
+    """Returns `log N(z; 0, I)` with its constant; the last axis is summed."""
+    return -0.5 * tf.reduce_sum(tf.square(state) + LOG_2PI, axis=-1)

@@ -1,0 +1,9 @@
+"""The models: `keras.Model` subclasses, one file a method."""
+
+from tf_mcvae.models.amcvae import AMCVAE
+from tf_mcvae.models.base import MonteCarloVAE
+from tf_mcvae.models.lmcvae import LMCVAE
+from tf_mcvae.models.step_size import StepSize
+from tf_mcvae.models.vae import IWAE, VAE
+
+__all__ = ["AMCVAE", "IWAE", "LMCVAE", "VAE", "MonteCarloVAE", "StepSize"]

@@ -1,0 +1,108 @@
+"""A-MCVAE: Metropolis-adjusted Langevin transitions."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_mcvae.annealing import AnnealedPath
+from tf_mcvae.bounds import elbo, score_function_loss
+from tf_mcvae.kernels import MetropolisAdjustedLangevin
+from tf_mcvae.models.annealed import AnnealedVAE
+from tf_mcvae.models.base import Estimate
+
+
+@keras.saving.register_keras_serializable("tf_mcvae")
+class AMCVAE(AnnealedVAE):
+    """Annealed Monte Carlo VAE: annealed importance sampling with Metropolis-adjusted Langevin.
+
+    With `z_k` from a kernel that leaves `pi_{b_k}` invariant,
+
+        log w = sum_{k=0..K} (b_{k+1} - b_k) (log p(x, z_k) - log q(z_k|x)),
+
+    and the bound is `E[log w] <= log p(x)`, the mean over S chains. The gradient runs along the
+    accepted path; a score-function term with a leave-one-out baseline accounts for the
+    accept/reject choices.
+
+    Args:
+        encoder: Maps `x [B, ...]` to `[B, 2 D]`, location and log variance.
+        decoder: Maps `z [B, D]` to the likelihood's parameters; run in inference mode.
+        likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
+        num_transitions: K.
+        num_samples: S; with 1 the score-function term has no baseline, and much variance.
+        schedule: `"linear"`, `"sigmoidal"`, `"all_learnable"`, or a `Schedule` layer.
+        step_size: A fixed step size, or a `StepSize` layer for learned or adapted ones.
+        cloned_decoder: Whether the transitions use a separately trained copy of the decoder.
+        acceptance: `"metropolis"` or `"barker"`.
+        alpha_annealing: Whether the score-function term is warmed up: in epoch n of `fit` (from 0)
+            it is multiplied by `min(1, 0.1 n)`.
+        seed: Integer from which all random numbers are drawn.
+
+    Reference:
+        Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        num_samples: int = 5,
+        acceptance: str = "metropolis",
+        alpha_annealing: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, num_samples=num_samples, **kwargs)
+        self.acceptance = acceptance
+        self.alpha_annealing = alpha_annealing
+        self.epoch = self._counter("epoch")
+        # An unknown acceptance is refused here rather than in the first step of training.
+        MetropolisAdjustedLangevin(tf.zeros_like, 0.0, acceptance=acceptance)
+
+    def make_kernel(
+        self, path: AnnealedPath, step_size: tf.Tensor, inverse_temperature: tf.Tensor
+    ) -> MetropolisAdjustedLangevin:
+        """Makes a Metropolis-adjusted Langevin kernel."""
+        return MetropolisAdjustedLangevin(path, step_size, inverse_temperature, self.acceptance)
+
+    def bound(self, x: Any, seed: Any = None, num_samples: int | None = None) -> tf.Tensor:
+        """Returns the bound that is trained, `mean_s log w_s`, `[B]`, in nats; see the base."""
+        return elbo(self.log_weights(x, seed, num_samples))
+
+    def estimate(self, x: tf.Tensor, seed: tf.Tensor, training: bool) -> Estimate:
+        """Evaluates the bound and its surrogate loss on a batch."""
+        run = self.run_transitions(x, seed, self.num_samples, training)
+        log_choice_probs = tf.reduce_sum(run.trace.log_choice_prob, axis=0)
+        loss = score_function_loss(run.log_weights, log_choice_probs, self._coefficient())
+        return Estimate(
+            loss, elbo(run.log_weights), self.transition_metrics(run.trace), run.trace
+        )
+
+    def _coefficient(self) -> tf.Tensor | float:
+        """Returns the factor of the score-function term."""
+        if not self.alpha_annealing:
+            return 1.0
+        return tf.minimum(1.0, 0.1 * tf.cast(tf.convert_to_tensor(self.epoch), tf.float32))
+
+    def fit(self, x: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+        """Trains the model; as `keras.Model.fit`."""
+        set_epoch = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: self.epoch.assign(epoch)
+        )
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(set_epoch)
+        else:
+            callbacks = [set_epoch, *_as_list(callbacks)]
+        return super().fit(x, *args, callbacks=callbacks, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "acceptance": self.acceptance,
+            "alpha_annealing": self.alpha_annealing,
+        }
+
+
+def _as_list(callbacks: Any) -> list[Any]:
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]

@@ -1,0 +1,194 @@
+"""What L-MCVAE and A-MCVAE share: a schedule, step sizes, and K transitions from the encoder."""
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tf_mcvae.annealing import AnnealedPath, get_schedule
+from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.importance import AnnealedSamples, TraceFn, annealed_importance_sampling
+from tf_mcvae.kernels import AnnealedKernel, MetropolisHastings, TransitionResults
+from tf_mcvae.models.base import MonteCarloVAE
+from tf_mcvae.models.step_size import StepSize
+from tf_mcvae import random
+
+
+class TransitionStatistics(NamedTuple):
+    """What is kept of each transition.
+
+    Attributes:
+        is_accepted: `[K, S, B]`.
+        log_choice_prob: `[K, S, B]`.
+        score_std: Standard deviation over S and B of the score before the move, `[K, D]`.
+    """
+
+    is_accepted: tf.Tensor
+    log_choice_prob: tf.Tensor
+    score_std: tf.Tensor
+
+    @property
+    def acceptance(self) -> tf.Tensor:
+        """Mean acceptance of each transition, `[K]`."""
+        return tf.reduce_mean(tf.cast(self.is_accepted, tf.float32), axis=[1, 2])
+
+
+def trace_statistics(state: tf.Tensor, results: TransitionResults) -> TransitionStatistics:
+    """Traces what the losses, the metrics and the step-size rules need of a transition."""
+    del state
+    count = tf.cast(tf.size(results.log_ratio), results.score.dtype)
+    centred = results.score - tf.reduce_mean(results.score, axis=[0, 1])
+    variance = tf.reduce_sum(tf.square(tf.stop_gradient(centred)), axis=[0, 1]) / (count - 1.0)
+    return TransitionStatistics(results.is_accepted, results.log_choice_prob, tf.sqrt(variance))
+
+
+class AnnealedVAE(MonteCarloVAE):
+    """Base of the models that move the encoder's draws towards the posterior.
+
+    `z_0 ~ q(z|x)` makes K transitions; transition k targets `pi_{b_k}`, on the path from `q(z|x)` to
+    `p(x, z)`.
+
+    Args:
+        encoder: Maps `x [B, ...]` to `[B, 2 D]`, location and log variance.
+        decoder: Maps `z [B, D]` to the likelihood's parameters. It is run in inference mode, since
+            the transitions need a density that stays the same: no dropout or batch statistics.
+        likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
+        num_transitions: K.
+        num_samples: S.
+        schedule: `"linear"`, `"sigmoidal"`, `"all_learnable"`, or a `Schedule` layer.
+        step_size: A fixed step size, or a `StepSize` layer for learned or adapted ones.
+        cloned_decoder: Whether the transitions use a copy of the decoder, which begins equal and is
+            trained on its own. The last state is always weighed with the decoder itself.
+        seed: Integer from which all random numbers are drawn.
+    """
+
+    def __init__(
+        self,
+        encoder: keras.Model,
+        decoder: keras.Model,
+        likelihood: Any = "bernoulli",
+        num_transitions: int = 5,
+        num_samples: int = 1,
+        schedule: Any = "linear",
+        step_size: Any = 0.01,
+        cloned_decoder: bool = False,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        check_positive_integer("num_transitions", num_transitions)
+        self.num_transitions = num_transitions
+        super().__init__(encoder, decoder, likelihood, num_samples, seed, **kwargs)
+        self.schedule = get_schedule(schedule)
+        self.step_size = step_size if isinstance(step_size, StepSize) else StepSize(step_size)
+        self.transition_decoder = clone(decoder) if cloned_decoder else decoder
+        self.cloned_decoder = cloned_decoder
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Acceptance (its mean, and of each transition) and the mean step size."""
+        numbered = [f"acceptance_{k + 1}" for k in range(self.num_transitions)]
+        return ("acceptance", *numbered, "step_size")
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Builds networks, schedule and step sizes."""
+        super().build(input_shape)
+        self.schedule.build(self.num_transitions)
+        self.step_size.build(self.num_transitions, self.latent_dim)
+        if self.cloned_decoder:
+            self.transition_decoder(keras.KerasTensor((None, self.latent_dim), dtype="float32"))
+            self.transition_decoder.set_weights(self.decoder.get_weights())
+
+    def make_kernel(
+        self, path: AnnealedPath, step_size: tf.Tensor, inverse_temperature: tf.Tensor
+    ) -> AnnealedKernel | MetropolisHastings:
+        """Makes the kernel of one transition."""
+        raise NotImplementedError
+
+    def run_transitions(
+        self,
+        x: tf.Tensor,
+        seed: tf.Tensor,
+        num_samples: int,
+        training: bool = False,
+        trace_fn: TraceFn = trace_statistics,
+    ) -> AnnealedSamples:
+        """Draws from the encoder, makes the K transitions, and weighs the result.
+
+        Args:
+            x: `[B, ...]`.
+            seed: Seed tensor.
+            num_samples: S.
+            training: Whether the encoder runs in training mode.
+            trace_fn: What to keep of each transition.
+
+        Returns:
+            `AnnealedSamples`.
+        """
+        initial_seed, transition_seed = random.split(seed)
+        posterior = self.posterior(x, training)
+        path = self.path(x, posterior, self.transition_decoder)
+        temperatures, step_sizes = self.schedule.inverse_temperatures(), self.step_size.values()
+
+        def kernel_fn(index: tf.Tensor, results: TransitionResults | None) -> Any:
+            del results
+            return self.make_kernel(path, step_sizes[index], temperatures[index + 1])
+
+        return annealed_importance_sampling(
+            path,
+            self.draw_posterior(posterior, num_samples, initial_seed),
+            kernel_fn,
+            self.num_transitions,
+            transition_seed,
+            final_log_prob_fn=self.path(x, posterior).target_log_prob_fn
+            if self.cloned_decoder
+            else None,
+            trace_fn=trace_fn,
+        )
+
+    def log_weights(
+        self, x: Any, seed: Any = None, num_samples: int | None = None
+    ) -> tf.Tensor:
+        """Returns the log weights of K transitions from the encoder, `[S, B]`; see the base."""
+        x = self._checked(x)
+        seed = self._seed_or_next(seed)
+        return self.run_transitions(x, seed, num_samples or self.num_samples).log_weights
+
+    def posterior_sample(self, x: Any, num_samples: int = 1, seed: Any = None) -> tf.Tensor:
+        """Draws latents after all transitions, `[num_samples, B, D]`; see the base."""
+        check_positive_integer("num_samples", num_samples)
+        x = self._checked(x)
+        return self.run_transitions(x, self._seed_or_next(seed), num_samples).state
+
+    def transition_metrics(self, statistics: TransitionStatistics) -> dict[str, tf.Tensor]:
+        """Returns the metrics of `metric_names`."""
+        acceptance = statistics.acceptance
+        numbered = zip(self.metric_names()[1:], tf.unstack(acceptance), strict=False)
+        return {
+            "acceptance": tf.reduce_mean(acceptance),
+            **dict(numbered),
+            "step_size": tf.reduce_mean(self.step_size.values()),
+        }
+
+    def adapt(self, adaptation: TransitionStatistics) -> None:
+        """Applies the step-size rule."""
+        self.step_size.update(adaptation.acceptance, adaptation.score_std)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, layers serialised."""
+        return {
+            **super().get_config(),
+            "num_transitions": self.num_transitions,
+            "schedule": keras.saving.serialize_keras_object(self.schedule),
+            "step_size": keras.saving.serialize_keras_object(self.step_size),
+            "cloned_decoder": self.cloned_decoder,
+        }
+
+
+def clone(network: keras.Model) -> keras.Model:
+    """Returns a network of the same configuration with weights of its own."""
+    try:
+        return network.__class__.from_config(network.get_config())
+    except NotImplementedError as error:
+        raise ValueError(
+            "`cloned_decoder=True` copies the decoder through `get_config`, which a subclassed "
+            f"model must define. Received: decoder of class {type(network).__name__}"
+        ) from error

@@ -1,0 +1,382 @@
+"""What all models share: networks to densities, Keras' training loop, sampling, saving."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tf_mcvae import likelihoods, random
+from tf_mcvae.annealing import AnnealedPath
+from tf_mcvae.bounds import iwae, standard_normal_log_prob
+from tf_mcvae.checks import check_images, check_positive_integer
+
+tfd = tfp.distributions
+
+# The streams of random numbers that a model draws from its one seed.
+TRAIN_STREAM, TEST_STREAM, CALL_STREAM = 0, 1, 2
+
+
+class Estimate(NamedTuple):
+    """One evaluation of a model's objective on a batch.
+
+    Attributes:
+        loss: What is minimised, `[B]`; its gradient is the estimator, its value may be no bound.
+        bound: The bound on `log p(x)` in nats, `[B]`.
+        metrics: Further scalars to show while training, by name.
+        adaptation: Statistics that step-size rules need; None where nothing adapts.
+    """
+
+    loss: tf.Tensor
+    bound: tf.Tensor
+    metrics: Mapping[str, tf.Tensor]
+    adaptation: Any = None
+
+
+def diagonal_normal(loc: tf.Tensor, scale: tf.Tensor) -> Any:
+    """Returns `N(loc, diag(scale^2))` over the last axis."""
+    return tfd.Independent(tfd.Normal(loc, scale), 1)
+
+
+class MonteCarloVAE(keras.Model):
+    """Base of the models: an encoder, a decoder, a likelihood, and a bound on `log p(x)`.
+
+    The generative model is `p(x, z) = N(z; 0, I) p(x|z)`, the encoder's posterior
+    `q(z|x) = N(loc(x), diag(scale(x)^2))`. A subclass says how log weights come from them
+    (`log_weights`) and what is minimised (`estimate`). Train with `compile(optimizer)` and `fit` on
+    batches of `x` or `(x, y)`; `y` is ignored.
+
+    Args:
+        encoder: Any `keras.Model` that maps `x [B, ...]` to `[B, 2 D]`: location and log variance.
+        decoder: Any `keras.Model` that maps `z [B, D]` to the likelihood's parameters `[B, ...]`.
+        likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
+        num_samples: S, the number of importance samples.
+        seed: Integer from which all random numbers are drawn.
+    """
+
+    def __init__(
+        self,
+        encoder: keras.Model,
+        decoder: keras.Model,
+        likelihood: Any = "bernoulli",
+        num_samples: int = 1,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_positive_integer("num_samples", num_samples)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihoods.get(likelihood)
+        self.num_samples = num_samples
+        self.seed = seed
+        self._num_calls = 0
+        # Counts training steps, and the batches of one evaluation: with the seed, all that the
+        # random numbers depend on.
+        self.step = self._counter("step")
+        self.test_step_counter = self._counter("test_step")
+        self._trackers = {
+            name: keras.metrics.Mean(name=name) for name in ("loss", "bound", *self.metric_names())
+        }
+        self._grad_norm = keras.metrics.Mean(name="grad_norm")
+
+    def _counter(self, name: str) -> Any:
+        return self.add_weight(
+            shape=(), dtype="int32", initializer="zeros", trainable=False, name=name
+        )
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics that `estimate` reports beside loss and bound."""
+        return ()
+
+    # Networks to densities.
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Builds both networks for inputs of shape `[B, ...]` and checks that they fit together."""
+        code = self.encoder(keras.KerasTensor(input_shape, dtype="float32"))
+        if code.shape[-1] is None or len(code.shape) != 2 or code.shape[-1] % 2:
+            raise ValueError(
+                "The encoder must return a tensor [B, 2 * latent_dim], location and log variance. "
+                f"Received: encoder output of shape {code.shape}"
+            )
+        self.latent_dim = code.shape[-1] // 2
+        output = self.decoder(keras.KerasTensor((None, self.latent_dim), dtype="float32"))
+        width = self.likelihood.parameters_per_channel
+        expected = (*input_shape[1:-1], input_shape[-1] * width)
+        if tuple(output.shape[1:]) != expected:
+            raise ValueError(
+                f"The decoder must return the {self.likelihood.name} likelihood's parameters, "
+                f"[B, {', '.join(map(str, expected))}] for inputs of shape {tuple(input_shape)}. "
+                f"Received: decoder output of shape {tuple(output.shape)}"
+            )
+        if not self.likelihood.built:
+            self.likelihood.build(output.shape)
+        self.event_shape = tuple(input_shape[1:])
+        self.built = True
+
+    def posterior(self, x: tf.Tensor, training: bool = False) -> Any:
+        """Returns the encoder's `q(z|x)` as a `tfd.Distribution` with batch shape `[B]`."""
+        code = tf.cast(self.encoder(x, training=training), tf.float32)
+        loc, log_variance = tf.split(code, 2, axis=-1)
+        return diagonal_normal(loc, tf.exp(0.5 * log_variance))
+
+    def likelihood_parameters(
+        self, z: tf.Tensor, decoder: keras.Model | None = None, training: bool = False
+    ) -> tf.Tensor:
+        """Runs the decoder on `z [..., D]`; leading axes are folded into the batch and back."""
+        decoder = self.decoder if decoder is None else decoder
+        shape = random.shape_of(z)
+        output = decoder(tf.reshape(z, [-1, shape[-1]]), training=training)
+        return tf.reshape(output, shape[:-1] + random.shape_of(output)[1:])
+
+    def log_joint(
+        self,
+        x: tf.Tensor,
+        z: tf.Tensor,
+        decoder: keras.Model | None = None,
+        training: bool = False,
+    ) -> tf.Tensor:
+        """Returns `log p(x, z)`.
+
+        Args:
+            x: `[B, ...]`.
+            z: `[S, B, D]`.
+            decoder: Decoder to use in place of the model's own.
+            training: Whether the decoder runs in training mode.
+
+        Returns:
+            `[S, B]`, in nats.
+        """
+        parameters = self.likelihood_parameters(z, decoder, training)
+        return standard_normal_log_prob(z) + self.likelihood.log_prob(parameters, x)
+
+    def draw_posterior(self, posterior: Any, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
+        """Draws `z_0 = loc + scale * noise`, `[S, B, D]`, differentiably."""
+        loc, scale = posterior.distribution.loc, posterior.distribution.scale
+        return loc + scale * random.normal([num_samples, *random.shape_of(loc)], seed)
+
+    def path(
+        self, x: tf.Tensor, posterior: Any, decoder: keras.Model | None = None, training: bool = False
+    ) -> AnnealedPath:
+        """Returns the path from `q(z|x)` to `p(x, z)`, for states `[S, B, D]`."""
+        return AnnealedPath(
+            posterior.log_prob, lambda z: self.log_joint(x, z, decoder, training=training)
+        )
+
+    # What a subclass defines.
+
+    def log_weights(
+        self, x: tf.Tensor, seed: Any = None, num_samples: int | None = None
+    ) -> tf.Tensor:
+        """Returns log weights with `E[exp(log_weights)] = p(x)`.
+
+        Args:
+            x: `[B, ...]`.
+            seed: Integer, seed tensor `[2]`, or `[B, 2]` for a seed of its own for each row. None
+                takes the next seed of the model.
+            num_samples: S; by default the model's.
+
+        Returns:
+            `[S, B]`, in nats.
+        """
+        raise NotImplementedError
+
+    def estimate(self, x: tf.Tensor, seed: tf.Tensor, training: bool) -> Estimate:
+        """Evaluates the objective on a batch."""
+        raise NotImplementedError
+
+    def adapt(self, adaptation: Any) -> None:
+        """Moves adapted quantities after a training step."""
+
+    # Keras' training loop.
+
+    def _step_seed(self, stream: int, counter: Any) -> tf.Tensor:
+        seed = random.fold_in(random.as_seed(self.seed), stream)
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return random.fold_in(random.fold_in(seed, replica), tf.convert_to_tensor(counter))
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Takes one optimizer step on a batch of `x`, `(x, y)` or `(x, y, sample_weight)`."""
+        x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            estimate = self.estimate(x, self._step_seed(TRAIN_STREAM, self.step), training=True)
+            loss = self._reduce(estimate.loss, weight)
+            objective = self.optimizer.scale_loss(loss + sum(self.losses))
+        variables = self.trainable_variables
+        gradients = tape.gradient(objective, [variable.value for variable in variables])
+        self.optimizer.apply(gradients, variables)
+        self.adapt(estimate.adaptation)
+        self.step.assign_add(1)
+        self._grad_norm.update_state(
+            tf.linalg.global_norm([tf.convert_to_tensor(g) for g in gradients if g is not None])
+        )
+        return {**self._track(estimate, weight), "grad_norm": self._grad_norm.result()}
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Evaluates a batch. Nothing is learned or adapted, and the same call draws the same."""
+        x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
+        seed = self._step_seed(TEST_STREAM, self.test_step_counter)
+        estimate = self.estimate(x, seed, training=False)
+        self.test_step_counter.assign_add(1)
+        return self._track(estimate, weight)
+
+    def _reduce(self, values: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
+        """Averages over the batch, as Keras does: the sum of weighted values over their number."""
+        return tf.reduce_mean(values if weight is None else values * tf.cast(weight, values.dtype))
+
+    def _track(self, estimate: Estimate, weight: tf.Tensor | None) -> dict[str, Any]:
+        """Updates the metrics; each is averaged over examples, whatever the batches' sizes."""
+        self._trackers["loss"].update_state(estimate.loss, sample_weight=weight)
+        self._trackers["bound"].update_state(estimate.bound, sample_weight=weight)
+        for name, value in estimate.metrics.items():
+            self._trackers[name].update_state(value)
+        return {name: tracker.result() for name, tracker in self._trackers.items()}
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains the model; as `keras.Model.fit`."""
+        self.check_inputs(x)
+        return super().fit(x, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Returns the mean loss and bound on held-out data; as `keras.Model.evaluate`.
+
+        The random numbers are the same at every call, so that epochs and checkpoints are compared
+        on equal draws.
+        """
+        self.check_inputs(x)
+        self.test_step_counter.assign(0)
+        return super().evaluate(x, *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns reconstructions of all examples as an array; as `keras.Model.predict`."""
+        self.check_inputs(x)
+        return super().predict(x, *args, **kwargs)
+
+    def check_inputs(self, x: Any) -> None:
+        """Checks images given as arrays, and builds the model from the shape of its data.
+
+        Raises:
+            TypeError: If the images are integers.
+            ValueError: If there are none, they do not fit the model, or a value is not a number or
+                not one that the likelihood knows.
+        """
+        if isinstance(x, tf.data.Dataset):
+            spec, _, _ = keras.utils.unpack_x_y_sample_weight(x.element_spec)
+            shape = spec.shape.as_list() if isinstance(spec, tf.TensorSpec) else None
+        elif x is None or not hasattr(x, "shape"):
+            return
+        else:
+            check_images(x, self.likelihood, self.event_shape if self.built else None)
+            shape = list(x.shape)
+        if not self.built and shape:
+            self.build((None, *shape[1:]))
+
+    # What users call.
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns reconstructions, `[B, ...]`: the mean of `p(x|z)` at the encoder's location."""
+        posterior = self.posterior(x, training)
+        return self.likelihood.mean(self.likelihood_parameters(posterior.mean(), training=training))
+
+    def encode(self, x: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns location and scale of `q(z|x)`, each `[B, D]`."""
+        posterior = self.posterior(self._checked(x))
+        return posterior.mean(), posterior.stddev()
+
+    def decode(self, z: Any) -> tf.Tensor:
+        """Returns the mean of `p(x|z)`, `[..., *event]`, for latents `[..., D]`."""
+        return self.likelihood.mean(self.likelihood_parameters(tf.convert_to_tensor(z)))
+
+    def reconstruct(self, x: Any) -> tf.Tensor:
+        """Returns the mean of `p(x|z)` at the encoder's location, `[B, ...]`."""
+        return self.call(self._checked(x))
+
+    def sample(self, num_samples: int, seed: Any = None) -> tf.Tensor:
+        """Returns means of `p(x|z)` for `z` drawn from the prior, `[num_samples, ...]`.
+
+        Args:
+            num_samples: How many.
+            seed: As for `log_weights`.
+        """
+        check_positive_integer("num_samples", num_samples)
+        self._require_built()
+        noise = random.normal([1, num_samples, self.latent_dim], self._seed_or_next(seed))
+        return self.decode(noise[0])
+
+    def posterior_sample(self, x: Any, num_samples: int = 1, seed: Any = None) -> tf.Tensor:
+        """Draws latents from the model's approximation of `p(z|x)`.
+
+        Args:
+            x: `[B, ...]`.
+            num_samples: Draws for each example.
+            seed: As for `log_weights`.
+
+        Returns:
+            `[num_samples, B, D]`; in the Monte Carlo models the states after all transitions.
+        """
+        check_positive_integer("num_samples", num_samples)
+        posterior = self.posterior(self._checked(x))
+        return self.draw_posterior(posterior, num_samples, self._seed_or_next(seed))
+
+    def bound(self, x: Any, seed: Any = None, num_samples: int | None = None) -> tf.Tensor:
+        """Returns the model's lower bound on `log p(x)`, `[B]`, in nats.
+
+        Args:
+            x: `[B, ...]`.
+            seed: As for `log_weights`.
+            num_samples: S; by default the model's.
+        """
+        return iwae(self.log_weights(x, seed, num_samples))
+
+    def _checked(self, x: Any) -> tf.Tensor:
+        """Checks what a user hands over (values only outside a graph), building if need be."""
+        if tf.is_tensor(x) and not hasattr(x, "numpy"):
+            return x
+        self.check_inputs(x if hasattr(x, "shape") else tf.convert_to_tensor(x))
+        return tf.convert_to_tensor(x)
+
+    def _require_built(self) -> None:
+        if not self.built:
+            raise ValueError(
+                "The model has no shapes yet: call `model.build((None, *image_shape))`, or `fit`. "
+                "Received: an unbuilt model"
+            )
+
+    def _seed_or_next(self, seed: Any) -> tf.Tensor:
+        if seed is not None:
+            return random.as_seed(seed)
+        if not tf.executing_eagerly():
+            raise ValueError(
+                "Inside a tf.function a `seed` must be given, or every call would draw the same. "
+                "Received: seed=None"
+            )
+        self._num_calls += 1
+        return random.fold_in(
+            random.fold_in(random.as_seed(self.seed), CALL_STREAM), self._num_calls
+        )
+
+    # Saving.
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, networks and likelihood serialised."""
+        serialise = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "encoder": serialise(self.encoder),
+            "decoder": serialise(self.decoder),
+            "likelihood": serialise(self.likelihood),
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        """Makes a model from `get_config`'s result."""
+        restored = {
+            name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
+            if isinstance(value, dict) and "class_name" in value
+            else value
+            for name, value in config.items()
+        }
+        return cls(**restored)

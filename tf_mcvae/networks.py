@@ -1,0 +1,401 @@
+"""Encoders and decoders: dense ones of any shape, and the convolutional pair for images.
+
+The contract that every model of the package relies on is about tensors only, so any Keras model
+that keeps it will do (`keras.Sequential`, functional, or a subclass):
+
+    encoder   x [N, *event]  ->  [N, 2 D]          D locations, then D log variances of q(z|x)
+    decoder   z [N, D]       ->  [N, *parameters]  logits, locations: what the likelihood takes
+
+The convolutional pair is that of the Monte Carlo VAE (Thin et al., 2021, arXiv 2106.15921), but
+kernels start from the Keras defaults (Glorot uniform, zero biases), not from PyTorch's.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.random import shape_of
+
+_SQRT_HALF = math.sqrt(0.5)
+_INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
+
+
+@tf.custom_gradient
+def _gelu_slope(x: Any, cdf: Any) -> Any:
+    """Returns `Φ(x) + x φ(x)`; its own derivative is `(2 - x²) φ(x)`."""
+    density = _INV_SQRT_2PI * tf.exp(-0.5 * x * x)
+    moment = x * density
+
+    def grad(upstream: Any) -> Any:
+        # Not (2 - x²) φ(x): where x² overflows that is infinity times zero.
+        return upstream * (2.0 * density - x * moment), None
+
+    return cdf + moment, grad
+
+
+@tf.custom_gradient
+def _gelu(x: Any) -> Any:
+    cdf = 0.5 + 0.5 * tf.math.erf(_SQRT_HALF * x)
+
+    def grad(upstream: Any) -> Any:
+        return upstream * _gelu_slope(x, cdf)
+
+    return x * cdf, grad
+
+
+def gelu(x: Any) -> Any:
+    """Computes `x Φ(x)`, Φ the standard normal distribution function (not its tanh approximation).
+
+    Scores are themselves differentiated when a bound is trained, so the second derivative is on the
+    hot path: the first two are given in closed form. Half precision is computed in `float32`.
+
+    Args:
+        x: Tensor of any shape and floating dtype.
+
+    Returns:
+        Tensor of the shape and dtype of `x`.
+
+    Reference:
+        Hendrycks and Gimpel, 2016, arXiv 1606.08415.
+    """
+    x = tf.convert_to_tensor(x)
+    if x.dtype.size < 4:
+        return tf.cast(_gelu(tf.cast(x, tf.float32)), x.dtype)
+    return _gelu(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "gelu": gelu,
+    "leakyrelu": functools.partial(tf.nn.leaky_relu, alpha=0.01),
+    "logsigmoid": lambda x: -tf.nn.softplus(-x),
+    "logsoftmax": tf.nn.log_softmax,
+    "relu": tf.nn.relu,
+    "softplus": tf.nn.softplus,
+    "tanh": tf.tanh,
+}
+
+
+def get_activation(identifier: str | dict[str, Any] | Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Looks an activation up.
+
+    Args:
+        identifier: One of `ACTIVATIONS` (`leakyrelu` has slope 0.01, `logsoftmax` runs over the
+            last axis, `gelu` is the exact one), else the name of a Keras activation, a callable
+            that Keras can serialise, or the dictionary which that gives.
+
+    Returns:
+        The function, from a tensor to one of the same shape.
+
+    Raises:
+        ValueError: If there is no such activation.
+
+    Example:
+        >>> float(get_activation("leakyrelu")(-100.0))
+        -1.0
+    """
+    if isinstance(identifier, str) and identifier in ACTIVATIONS:
+        return ACTIVATIONS[identifier]
+    try:
+        # Keras takes None for the identity; here that is more likely a mistake.
+        return keras.activations.get("" if identifier is None else identifier)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"There is no such activation. Choose one of {sorted(ACTIVATIONS)}, a Keras activation "
+            f"or a registered function. Received: activation={identifier!r}"
+        ) from error
+
+
+def _nearest(x: Any, size: int, axis: int) -> Any:
+    """Resizes `axis` of `x` to `size`: `out[i] = x[floor(i in / size)]`."""
+    num = x.shape[axis]
+    if size == num:
+        return x
+    if size % num == 0:  # Each value `repeats` times: no gather, and its gradient is a sum.
+        repeats = size // num
+        shape = shape_of(x)
+        copies = [*shape[: axis + 1], repeats, *shape[axis + 1 :]]
+        x = tf.broadcast_to(tf.expand_dims(x, axis + 1), copies)
+        return tf.reshape(x, [-1, *shape[1:axis], size, *shape[axis + 1 :]])
+    return _nearest_gather(num, size, axis)(x)
+
+
+def _nearest_gather(num: int, size: int, axis: int) -> Callable[[Any], Any]:
+    """Returns the resize from `num` to `size`, its gradients (to any order) made of gathers too."""
+    # TensorFlow's gradient of a gather is a scatter, about twice as slow here. Each input pixel has
+    # a run of consecutive output pixels, which the adjoint sums.
+    source = np.arange(size) * num // size
+    counts = np.bincount(source, minlength=num)
+    first = np.cumsum(counts) - counts
+
+    @tf.custom_gradient
+    def resize(x: Any) -> Any:
+        return tf.gather(x, source, axis=axis), adjoint
+
+    @tf.custom_gradient
+    def adjoint(x: Any) -> Any:
+        mask_shape = [num if i == axis else 1 for i in range(x.shape.rank)]
+        total = 0.0
+        for k in range(counts.max()):
+            term = tf.gather(x, np.minimum(first + k, size - 1), axis=axis)
+            mask = np.reshape(counts > k, mask_shape)
+            total += term if mask.all() else term * tf.cast(mask, x.dtype)
+        return total, resize
+
+    return resize
+
+
+def nearest_resize(images: Any, height: int, width: int) -> Any:
+    """Resizes images by nearest neighbours, in operations whose gradients are cheap to any order.
+
+    Args:
+        images: `[N, H, W, C]`, `H` and `W` known.
+        height: Height of the output.
+        width: Width of the output.
+
+    Returns:
+        `[N, height, width, C]`; pixel `(i, j)` is `(floor(i H/height), floor(j W/width))` before.
+    """
+    return _nearest(_nearest(images, height, 1), width, 2)
+
+
+def _options(layer: Any) -> dict[str, Any]:
+    """Returns what the image layers within `layer` have in common."""
+    return {"data_format": "channels_last", "dtype": layer.dtype_policy}
+
+
+class _ConvBlock(keras.layers.Layer):
+    """Resize (if asked for), twice a 3x3 convolution and the activation, and a residual connection.
+
+    The input is added to the second activation's output, zeros standing in for the channels it
+    lacks at the end. Where the input has more channels than the output, nothing is added.
+    """
+
+    def __init__(
+        self,
+        activation: Callable[[Any], Any],
+        channels: int,
+        middle_channels: int | None = None,
+        size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.channels, self.middle_channels = channels, middle_channels or channels
+        self.size = size
+        options = {"padding": "same", "activation": activation, **_options(self)}
+        self.first = keras.layers.Conv2D(self.middle_channels, 3, name="first", **options)
+        self.second = keras.layers.Conv2D(channels, 3, name="second", **options)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        self.first.build(input_shape)
+        self.second.build((*input_shape[:3], self.middle_channels))
+
+    def call(self, inputs: Any) -> Any:
+        inputs = nearest_resize(inputs, *self.size) if self.size else inputs
+        outputs = self.second(self.first(inputs))
+        lacking = self.channels - inputs.shape[-1]
+        if lacking < 0:
+            return outputs
+        return outputs + (tf.pad(inputs, [[0, 0]] * 3 + [[0, lacking]]) if lacking else inputs)
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        return (input_shape[0], *(self.size or input_shape[1:3]), self.channels)
+
+
+def _activation_config(function: Callable[[Any], Any]) -> Any:
+    """Returns what `get_activation` makes `function` from."""
+    names = [name for name, known in ACTIVATIONS.items() if known is function]
+    return names[0] if names else keras.activations.serialize(function)
+
+
+def _check_integers(name: str, values: Any) -> tuple[int, ...]:
+    """Returns `values` as a tuple, after checking that they are positive integers."""
+    for value in values if isinstance(values, Sequence) else [values]:
+        check_positive_integer(name, value)
+    return tuple(int(value) for value in values)
+
+
+def _check_image(name: str, shape: Sequence[Any]) -> None:
+    """Refuses image shapes that the convolutional networks cannot halve three times."""
+    if len(shape) != 3 or None in shape or min(shape[0], shape[1]) < 8:
+        raise ValueError(
+            f"The convolutional {name} halves images three times: it needs a known shape [H, W, C] "
+            'with H and W at least 8. For anything else take architecture="dense". '
+            f"Received: shape={tuple(shape)}"
+        )
+
+
+class _Chain(keras.Model):
+    """Layers one after the other, with what the constructors of both networks have in common."""
+
+    def __init__(
+        self, architecture: str, activation: Any, hidden_units: Sequence[int], **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if architecture not in ("conv", "dense"):
+            raise ValueError(
+                'There is no such architecture. Choose "conv" or "dense". '
+                f"Received: architecture={architecture!r}"
+            )
+        self.architecture = architecture
+        self.activation = get_activation(activation)
+        self.hidden_units = _check_integers("hidden_units", hidden_units)
+
+    def _hidden(self) -> list[Any]:
+        return [self._dense(units, self.activation) for units in self.hidden_units]
+
+    def _dense(self, units: int, activation: Any = None) -> Any:
+        return keras.layers.Dense(units, activation, dtype=self.dtype_policy)
+
+    def _block(self, *args: Any) -> _ConvBlock:
+        return _ConvBlock(self.activation, *args, dtype=self.dtype_policy)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Builds the layers for inputs of shape `input_shape`, the batch first."""
+        if isinstance(self.chain[0], _ConvBlock):
+            _check_image("encoder", input_shape[1:])
+        for layer in self.chain:
+            layer.build(input_shape)
+            input_shape = layer.compute_output_shape(input_shape)
+
+    def call(self, inputs: Any) -> Any:
+        """Returns the last layer's output."""
+        outputs = tf.cast(inputs, self.compute_dtype)
+        for layer in self.chain:
+            outputs = layer(outputs)
+        return outputs
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """Returns the shape of the last layer's output."""
+        for layer in self.chain:
+            input_shape = layer.compute_output_shape(input_shape)
+        return tuple(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "architecture": self.architecture,
+            "activation": _activation_config(self.activation),
+            "hidden_units": list(self.hidden_units),
+        }
+
+
+@keras.saving.register_keras_serializable("tf_mcvae")
+class Encoder(_Chain):
+    """Computes the location and the log variance of `q(z|x) = N(loc, diag(exp(log variance)))`.
+
+    The convolutional architecture is a block of 16 channels (two 3x3 convolutions and a residual
+    connection), then three times 2x2 max-pooling and a block (32, 64, 64), then a linear layer.
+
+    Args:
+        latent_dim: Latent dimension D.
+        architecture: `"conv"` for images of at least 8x8 pixels, or `"dense"`.
+        activation: See `get_activation`.
+        hidden_units: Widths of the hidden layers of the dense architecture.
+        **kwargs: Arguments of `keras.Model`.
+
+    Returns:
+        `[N, 2 D]`, D locations, then D log variances, for inputs `[N, H, W, C]` (dense: any event).
+
+    Raises:
+        ValueError: If an argument is out of range, or (on building) the images are too small.
+
+    Example:
+        >>> encoder = Encoder(latent_dim=2, architecture="dense", hidden_units=(16,))
+        >>> encoder(tf.zeros([5, 6, 6, 1])).shape
+        TensorShape([5, 4])
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        architecture: str = "conv",
+        activation: Any = "gelu",
+        hidden_units: Sequence[int] = (400,),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(architecture, activation, hidden_units, **kwargs)
+        check_positive_integer("latent_dim", latent_dim)
+        self.latent_dim = int(latent_dim)
+        flatten = keras.layers.Flatten(**_options(self))
+        body = [*self._conv(), flatten] if architecture == "conv" else [flatten, *self._hidden()]
+        self.chain = [*body, self._dense(2 * self.latent_dim)]
+
+    def _conv(self) -> list[Any]:
+        layers: list[Any] = [self._block(16)]
+        for channels in (32, 64, 64):
+            layers += [keras.layers.MaxPooling2D(2, **_options(self)), self._block(channels)]
+        return layers
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "latent_dim": self.latent_dim}
+
+
+@keras.saving.register_keras_serializable("tf_mcvae")
+class Decoder(_Chain):
+    """Computes the parameters of `p(x|z)`: logits, locations, whatever the likelihood takes.
+
+    The convolutional architecture is a linear layer to `[H//8, W//8, 64]`, then three times a
+    nearest-neighbour resize and a block (32 channels at twice that size, 16 at four times, 16 at
+    `H × W`), then a 1x1 convolution.
+
+    Args:
+        output_shape: Shape of one output without the batch. `(H, W, C)` for the convolutional
+            architecture, C the likelihood's parameters a pixel; any for the dense one.
+        architecture: `"conv"` for images of at least 8x8 pixels, or `"dense"`.
+        activation: See `get_activation`.
+        hidden_units: Widths of the hidden layers of the dense architecture, from `z` upwards.
+        **kwargs: Arguments of `keras.Model`.
+
+    Returns:
+        `[N, *output_shape]` for inputs `[N, D]`.
+
+    Raises:
+        ValueError: If an argument is out of range, or the images are too small to be upsampled.
+
+    Example:
+        >>> decoder = Decoder(output_shape=(28, 28, 1))
+        >>> decoder(tf.zeros([5, 2])).shape
+        TensorShape([5, 28, 28, 1])
+    """
+
+    def __init__(
+        self,
+        output_shape: Sequence[int],
+        architecture: str = "conv",
+        activation: Any = "gelu",
+        hidden_units: Sequence[int] = (400,),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(architecture, activation, hidden_units, **kwargs)
+        self.event_shape = _check_integers("output_shape", output_shape)
+        self.chain = self._conv() if architecture == "conv" else self._mlp()
+
+    def _mlp(self) -> list[Any]:
+        last = self._dense(math.prod(self.event_shape))
+        reshape = keras.layers.Reshape(self.event_shape, dtype=self.dtype_policy)
+        return [*self._hidden(), last, reshape]
+
+    def _conv(self) -> list[Any]:
+        _check_image("decoder", self.event_shape)
+        height, width, channels = self.event_shape
+        rows, columns = height // 8, width // 8
+        return [
+            self._dense(rows * columns * 64),
+            keras.layers.Reshape((rows, columns, 64), dtype=self.dtype_policy),
+            self._block(32, 32, (2 * rows, 2 * columns)),
+            self._block(16, 16, (4 * rows, 4 * columns)),
+            self._block(16, 8, (height, width)),
+            keras.layers.Conv2D(channels, 1, **_options(self)),
+        ]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "output_shape": list(self.event_shape)}
