@@ -5,7 +5,6 @@ channel-last with kernels [kh, kw, in, out] and [in, out]. Both list a kernel, t
 from the input to the output.
 """
 
-import ast
 import math
 from pathlib import Path
 
@@ -22,22 +21,6 @@ CONV_FIXTURES = sorted(
     for folder in (_ROOT, _ROOT.parent)
     for path in (folder / "shared/reference/conv").glob("*.npz")
 )
-
-
-def load(path):
-    """Returns the arrays of a fixture as a dictionary."""
-    with np.load(path) as file:
-        return dict(file)
-
-
-def settings(arrays):
-    """Returns the settings of a fixture's recorded run as a dictionary."""
-    return ast.literal_eval(str(arrays["config"]))
-
-
-def images(arrays):
-    """Returns the fixture's images channel-last, `[B, H, W, C]`."""
-    return arrays["x"].transpose(0, 2, 3, 1)
 
 
 def _channels(arrays, prefix):

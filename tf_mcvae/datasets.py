@@ -12,6 +12,7 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -233,7 +234,8 @@ def _read(source: Any, size: Size, data_dir: Any) -> tuple[str, str | None, dict
             return name, _TFDS[name].likelihood, _read_tfds(_TFDS[name], size, data_dir)
     if isinstance(source, str | os.PathLike):
         path = pathlib.Path(source)
-        return path.stem, None, _read_folder(path, size) if path.is_dir() else _read_file(path, size)
+        splits = _read_folder(path, size) if path.is_dir() else _read_file(path, size)
+        return path.stem, None, splits
     if isinstance(source, np.ndarray):
         return "array", None, _resized({"train": _as_pixels(source, "array")}, size)
     raise TypeError(
@@ -259,9 +261,11 @@ def _read_file(path: pathlib.Path, size: Size) -> dict[str, Images]:
         )
     try:
         stored = np.load(path)
-        arrays = {"x": stored} if path.suffix == ".npy" else dict(stored)
+        arrays = {"x": stored} if isinstance(stored, np.ndarray) else dict(stored)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"NumPy cannot read this file: {error}. Received: {str(path)!r}") from error
+        raise ValueError(
+            f"NumPy cannot read this file: {error}. Received: {str(path)!r}"
+        ) from error
     for keys in _NPZ_KEYS:
         if keys[0] in arrays:
             pairs = zip(_SPLITS, keys, strict=True)
@@ -280,6 +284,8 @@ def _as_pixels(array: NDArray[Any], label: str) -> NDArray[Any]:
         array = array[..., np.newaxis]
     if array.ndim != 4 or array.size == 0:
         raise ValueError(f"Images need a shape [N, H, W] or [N, H, W, C], not empty. {received}")
+    if array.dtype == np.uint8 and array.max() == 1:
+        raise ValueError(f"Convert uint8 pixels of 0 and 1 by `astype(bool)`. {received}")
     if array.dtype in (np.uint8, np.bool_):
         return array
     if array.dtype.kind != "f":
@@ -375,15 +381,145 @@ def _download(builder: Any, data_dir: Any) -> None:
 
 
 def _check_hosts(urls: Mapping[str, Any]) -> None:
-    """Raises ConnectionError if a host does not answer: TFDS would try on for minutes."""
+    """Raises ConnectionError if a host does not answer: TFDS would go on trying for minutes."""
     if urllib.request.getproxies():
         return
     parts = [urllib.parse.urlsplit(url) for url in urls]
-    for host, port in sorted({(p.hostname or "", p.port or p.scheme) for p in parts}, key=str):
-        answered = threading.Event()
-        # In a thread, as looking up a host's address has no time limit of its own.
-        thread = threading.Thread(target=_connect, args=(host, port, answered), daemon=True)
-        thread.start()
-        thread.join(2 * _CONNECT_SECONDS)
-        if not answered.is_set():
-            raise ConnectionError(f"{host} does not answer")
+    for host, scheme in sorted({(part.hostname or "", part.scheme) for part in parts}):
+        if not _answers(host, 80 if scheme == "http" else 443):
+            raise ConnectionError(f"{host} cannot be reached")
+
+
+def _answers(host: str, port: int) -> bool:
+    answered = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, port), _CONNECT_SECONDS).close()
+            answered.set()
+
+    # In a thread, as looking up the host's address has no time limit of its own.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(2 * _CONNECT_SECONDS)
+    return answered.is_set()
+
+
+def _hold_out(images: Images, count: int, key: int) -> tuple[Images, Images]:
+    """Returns the images without `count` of them, and these, chosen once and for all."""
+    draws = uniform([len(images)], fold_in(as_seed(_FIXED_SEED), key)).numpy()
+    order = np.argsort(draws, kind="stable")
+    return images[np.sort(order[count:])], images[np.sort(order[:count])]
+
+
+def _complete(found: Mapping[str, Images], validation_fraction: float) -> dict[str, Images]:
+    """Returns all three splits, those that are missing taken from training."""
+    splits = dict(found)
+    wanted = (("test", _TEST_FRACTION), ("validation", validation_fraction))
+    for key, (part, fraction) in enumerate(wanted):
+        if part not in splits:
+            num = len(splits["train"])
+            count = max(1, round(fraction * num))
+            if count >= num:
+                raise ValueError(
+                    f"Too few examples to hold out {count} of them for {part}. Give more, or a "
+                    f"{part} split of their own. Received: {num} examples"
+                )
+            splits["train"], splits[part] = _hold_out(splits["train"], count, key)
+    return splits
+
+
+def _common_shape(splits: Mapping[str, Images]) -> tuple[int, ...]:
+    shapes = {part: tuple(_examples(images).element_spec.shape) for part, images in splits.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(
+            "All splits must have images of one shape [H, W, C]; `image_size` makes height and "
+            f"width equal. Received: {shapes}"
+        )
+    return shapes["train"]
+
+
+def _examples(images: Images) -> Any:
+    """Returns a tf.data.Dataset of the single images."""
+    in_memory = isinstance(images, np.ndarray)
+    return tf.data.Dataset.from_tensor_slices(images) if in_memory else images
+
+
+def _in_memory(dataset: Any) -> NDArray[Any]:
+    """Returns the elements of a dataset, stacked."""
+    return dataset.batch(len(dataset)).get_single_element().numpy()
+
+
+def _map_images(images: Images, function: Callable[[Any, Any], Any]) -> Images:
+    """Applies `function(index, image)`; what is in memory stays there."""
+    mapped = _examples(images).enumerate().map(function, num_parallel_calls=tf.data.AUTOTUNE)
+    return _in_memory(mapped) if isinstance(images, np.ndarray) else mapped
+
+
+def _resized(splits: Mapping[str, Images], size: Size) -> dict[str, Images]:
+    if size is None:
+        return dict(splits)
+    return {
+        part: _map_images(x, lambda _, image: _resize(image, size)) for part, x in splits.items()
+    }
+
+
+def _resize(image: tf.Tensor, size: Size) -> tf.Tensor:
+    """Crops `[H, W, C]` centrally to the aspect ratio of `size` and resizes it to that.
+
+    Shrinking averages areas, so that thin strokes stay; enlarging is bilinear.
+    """
+    height, width = image.shape[:2]
+    if size is None or (height, width) == size:
+        return image
+    scale = min(height / size[0], width / size[1])
+    rows, columns = max(1, round(scale * size[0])), max(1, round(scale * size[1]))
+    image = tf.image.resize_with_crop_or_pad(image, rows, columns)
+    method = "area" if scale > 1.0 else "bilinear"
+    resized = tf.image.resize(tf.cast(image, tf.float32), size, method)
+    if image.dtype == tf.uint8:
+        return tf.cast(tf.round(resized), tf.uint8)
+    return tf.clip_by_value(resized, 0.0, 1.0)  # An average may be off by a rounding error.
+
+
+def _to_unit(images: tf.Tensor) -> tf.Tensor:
+    """Returns bool, uint8 or float32 pixels as float32 in [0, 1]."""
+    pixels = tf.cast(images, tf.float32)
+    return pixels / 255.0 if images.dtype == tf.uint8 else pixels
+
+
+def _binarize(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Draws Bernoulli(pixel) as bool; pixels 0 and 1 stay what they are."""
+    return uniform(tf.shape(images), seed) < _to_unit(images)
+
+
+def _draw_once(images: Images, key: int) -> Images:
+    """Binarises each image with a seed of its own: whatever the batches, the draw is the same."""
+    seed = fold_in(as_seed(_FIXED_SEED), key)
+    return _map_images(images, lambda index, image: _binarize(image, fold_in(seed, index)))
+
+
+def _evaluation_batches(images: Images, batch_size: int) -> Any:
+    batches = _examples(images).batch(batch_size)
+    return batches.map(_to_unit, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def _training_batches(images: Images, batch_size: int, dynamic: bool, key: tf.Tensor) -> Any:
+    num = len(images)
+    order_seed, draw_seed = (int(seed[0]) for seed in split(key))
+    buffer = num if isinstance(images, np.ndarray) else min(num, _STREAM_BUFFER)
+    batches = _examples(images).shuffle(buffer, seed=order_seed, reshuffle_each_iteration=True)
+    batches = batches.batch(batch_size, drop_remainder=num > batch_size)
+    if dynamic:
+        seeds = tf.data.Dataset.random(seed=draw_seed, rerandomize_each_iteration=True).batch(2)
+        batches = tf.data.Dataset.zip(batches, seeds).map(
+            lambda x, seed: _to_unit(_binarize(x, tf.cast(seed, tf.int32))),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+    else:
+        batches = batches.map(_to_unit, num_parallel_calls=tf.data.AUTOTUNE)
+    # Keras's `fit` opens two iterators an epoch and reads one. Shuffling moves on when an iterator
+    # is opened; behind `flat_map` that is when it is first read, which is once an epoch.
+    on_demand = tf.data.Dataset.range(1).flat_map(lambda _: batches)
+    counted = on_demand.apply(tf.data.experimental.assert_cardinality(len(batches)))
+    return counted.prefetch(tf.data.AUTOTUNE)

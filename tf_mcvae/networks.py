@@ -42,18 +42,14 @@ def _gelu_slope(x: Any, cdf: Any) -> Any:
 @tf.custom_gradient
 def _gelu(x: Any) -> Any:
     cdf = 0.5 + 0.5 * tf.math.erf(_SQRT_HALF * x)
-
-    def grad(upstream: Any) -> Any:
-        return upstream * _gelu_slope(x, cdf)
-
-    return x * cdf, grad
+    return x * cdf, lambda upstream: upstream * _gelu_slope(x, cdf)
 
 
 def gelu(x: Any) -> Any:
     """Computes `x Φ(x)`, Φ the standard normal distribution function (not its tanh approximation).
 
-    Scores are themselves differentiated when a bound is trained, so the second derivative is on the
-    hot path: the first two are given in closed form. Half precision is computed in `float32`.
+    Scores are themselves differentiated when a bound is trained, so the first two derivatives are
+    on the hot path and in closed form. Half precision is computed in `float32`.
 
     Args:
         x: Tensor of any shape and floating dtype.
@@ -86,8 +82,8 @@ def get_activation(identifier: str | dict[str, Any] | Callable[[Any], Any]) -> C
 
     Args:
         identifier: One of `ACTIVATIONS` (`leakyrelu` has slope 0.01, `logsoftmax` runs over the
-            last axis, `gelu` is the exact one), else the name of a Keras activation, a callable
-            that Keras can serialise, or the dictionary which that gives.
+            last axis, `gelu` is exact), or what `keras.activations.get` takes: a Keras name, a
+            callable (registered, so that it can be saved) or its configuration.
 
     Returns:
         The function, from a tensor to one of the same shape.
@@ -151,7 +147,7 @@ def _nearest_gather(num: int, size: int, axis: int) -> Callable[[Any], Any]:
 
 
 def nearest_resize(images: Any, height: int, width: int) -> Any:
-    """Resizes images by nearest neighbours, in operations whose gradients are cheap to any order.
+    """Resizes images by nearest neighbours; the gradients are cheap to any order.
 
     Args:
         images: `[N, H, W, C]`, `H` and `W` known.
@@ -159,7 +155,7 @@ def nearest_resize(images: Any, height: int, width: int) -> Any:
         width: Width of the output.
 
     Returns:
-        `[N, height, width, C]`; pixel `(i, j)` is `(floor(i H/height), floor(j W/width))` before.
+        `[N, height, width, C]`: pixel `(i, j)` is input `(floor(i H/height), floor(j W/width))`.
     """
     return _nearest(_nearest(images, height, 1), width, 2)
 
@@ -214,8 +210,9 @@ def _activation_config(function: Callable[[Any], Any]) -> Any:
 
 
 def _check_integers(name: str, values: Any) -> tuple[int, ...]:
-    """Returns `values` as a tuple, after checking that they are positive integers."""
-    for value in values if isinstance(values, Sequence) else [values]:
+    """Returns `values`, integers or one, as a tuple, after checking that all are positive."""
+    values = values if isinstance(values, list | tuple) else (values,)
+    for value in values:
         check_positive_integer(name, value)
     return tuple(int(value) for value in values)
 

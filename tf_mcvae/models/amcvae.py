@@ -70,11 +70,12 @@ class AMCVAE(AnnealedVAE):
     def estimate(self, x: tf.Tensor, seed: tf.Tensor, training: bool) -> Estimate:
         """Evaluates the bound and its surrogate loss on a batch."""
         run = self.run_transitions(x, seed, self.num_samples, training)
+        bound, metrics = elbo(run.log_weights), self.transition_metrics(run.trace)
+        if not training:
+            return Estimate(-bound, bound, metrics)
         log_choice_probs = tf.reduce_sum(run.trace.log_choice_prob, axis=0)
         loss = score_function_loss(run.log_weights, log_choice_probs, self._coefficient())
-        return Estimate(
-            loss, elbo(run.log_weights), self.transition_metrics(run.trace), run.trace
-        )
+        return Estimate(loss, bound, metrics, run.trace)
 
     def _coefficient(self) -> tf.Tensor | float:
         """Returns the factor of the score-function term."""

@@ -91,8 +91,11 @@ class AnnealedVAE(MonteCarloVAE):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Builds networks, schedule and step sizes."""
         super().build(input_shape)
-        self.schedule.build(self.num_transitions)
-        self.step_size.build(self.num_transitions, self.latent_dim)
+        # Loaded from a file, or shared with another model, they have their weights already.
+        if not self.schedule.built:
+            self.schedule.build(self.num_transitions)
+        if not self.step_size.built:
+            self.step_size.build(self.num_transitions, self.latent_dim)
         if self.cloned_decoder:
             self.transition_decoder(keras.KerasTensor((None, self.latent_dim), dtype="float32"))
             self.transition_decoder.set_weights(self.decoder.get_weights())
