@@ -77,14 +77,18 @@ class AnnealedPath:
         The result is differentiable once more, with respect to the state and to the networks'
         weights: the gradient of a log weight needs this second order.
         """
+        # TFP remembers how a state was drawn, by its identity, and would hand out a density that
+        # no longer depends on it.
+        state = tf.identity(state)
         log_q, score_q = tfp.math.value_and_gradient(self.base_log_prob_fn, state)
         log_p, score_p = tfp.math.value_and_gradient(self.target_log_prob_fn, state)
-        return Endpoints(log_q, log_p, _or_zeros(score_q, state), _or_zeros(score_p, state))
-
-
-def _or_zeros(gradient: tf.Tensor | None, state: tf.Tensor) -> tf.Tensor:
-    """Replaces the missing gradient of a constant density by zeros."""
-    return tf.zeros_like(state) if gradient is None else gradient
+        if score_p is None:
+            raise ValueError(
+                "The target's log-density must be differentiable with respect to the state. "
+                f"Received: a density without gradient, {self.target_log_prob_fn!r}"
+            )
+        score_q = tf.zeros_like(state) if score_q is None else score_q  # a constant base
+        return Endpoints(log_q, log_p, score_q, score_p)
 
 
 class Schedule(keras.layers.Layer):

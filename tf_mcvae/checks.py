@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tf_mcvae.likelihoods import Likelihood
 
@@ -48,4 +49,5 @@ def check_images(x: Any, likelihood: Likelihood, event_shape: tuple[int, ...] | 
             "Examples must be finite; remove or replace NaN and infinite values. "
             f"Received: {count} of {array.size} values are not finite"
         )
-    likelihood.check_support(array)
+    with tf.init_scope():  # A concrete array can be checked while a graph is traced around it.
+        likelihood.check_support(array)

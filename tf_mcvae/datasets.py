@@ -260,8 +260,9 @@ def _read_file(path: pathlib.Path, size: Size) -> dict[str, Images]:
             f"Received: {str(path)!r}"
         )
     try:
-        stored = np.load(path)
-        arrays = {"x": stored} if isinstance(stored, np.ndarray) else dict(stored)
+        with path.open("rb") as file:
+            stored = np.load(file)
+            arrays = {"x": stored} if isinstance(stored, np.ndarray) else dict(stored)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"NumPy cannot read this file: {error}. Received: {str(path)!r}"

@@ -249,8 +249,8 @@ class _Chain(keras.Model):
     def _dense(self, units: int, activation: Any = None) -> Any:
         return keras.layers.Dense(units, activation, dtype=self.dtype_policy)
 
-    def _block(self, *args: Any) -> _ConvBlock:
-        return _ConvBlock(self.activation, *args, dtype=self.dtype_policy)
+    def _block(self, name: str, *args: Any) -> _ConvBlock:
+        return _ConvBlock(self.activation, *args, name=name, dtype=self.dtype_policy)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Builds the layers for inputs of shape `input_shape`, the batch first."""
@@ -325,9 +325,10 @@ class Encoder(_Chain):
         self.chain = [*body, self._dense(2 * self.latent_dim)]
 
     def _conv(self) -> list[Any]:
-        layers: list[Any] = [self._block(16)]
-        for channels in (32, 64, 64):
-            layers += [keras.layers.MaxPooling2D(2, **_options(self)), self._block(channels)]
+        layers: list[Any] = [self._block("block_0", 16)]
+        for i, channels in enumerate((32, 64, 64), start=1):
+            layers.append(keras.layers.MaxPooling2D(2, **_options(self)))
+            layers.append(self._block(f"block_{i}", channels))
         return layers
 
     def get_config(self) -> dict[str, Any]:
@@ -387,9 +388,9 @@ class Decoder(_Chain):
         return [
             self._dense(rows * columns * 64),
             keras.layers.Reshape((rows, columns, 64), dtype=self.dtype_policy),
-            self._block(32, 32, (2 * rows, 2 * columns)),
-            self._block(16, 16, (4 * rows, 4 * columns)),
-            self._block(16, 8, (height, width)),
+            self._block("block_0", 32, 32, (2 * rows, 2 * columns)),
+            self._block("block_1", 16, 16, (4 * rows, 4 * columns)),
+            self._block("block_2", 16, 8, (height, width)),
             keras.layers.Conv2D(channels, 1, **_options(self)),
         ]
 

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_mcvae import random
 from tf_mcvae.bounds import dreg_loss, elbo, gaussian_kl, iwae
 from tf_mcvae.models.base import Estimate, MonteCarloVAE, diagonal_normal
 
@@ -12,13 +13,17 @@ from tf_mcvae.models.base import Estimate, MonteCarloVAE, diagonal_normal
 class _DirectVAE(MonteCarloVAE):
     """What VAE and IWAE share: log weights straight from the encoder."""
 
+    def _draw(self, posterior: Any, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
+        """Draws from the encoder; the same draws as an annealed model's first states."""
+        return self.draw_posterior(posterior, num_samples, random.split(seed)[0])
+
     def log_weights(
         self, x: Any, seed: Any = None, num_samples: int | None = None
     ) -> tf.Tensor:
         """Returns `log p(x, z) - log q(z|x)` for `z ~ q(z|x)`; see the base class."""
         x = self._checked(x)
         posterior = self.posterior(x)
-        z = self.draw_posterior(posterior, num_samples or self.num_samples, self._seed_or_next(seed))
+        z = self._draw(posterior, num_samples or self.num_samples, self._seed_or_next(seed))
         return self.log_joint(x, z) - posterior.log_prob(z)
 
 
@@ -57,7 +62,7 @@ class VAE(_DirectVAE):
     def estimate(self, x: tf.Tensor, seed: tf.Tensor, training: bool) -> Estimate:
         """Evaluates the ELBO on a batch."""
         posterior = self.posterior(x, training)
-        z = self.draw_posterior(posterior, self.num_samples, seed)
+        z = self._draw(posterior, self.num_samples, seed)
         log_prob = self.likelihood.log_prob(self.likelihood_parameters(z, training=training), x)
         normal = posterior.distribution
         bound = elbo(log_prob) - gaussian_kl(normal.loc, normal.scale)
@@ -107,7 +112,7 @@ class IWAE(_DirectVAE):
     def estimate(self, x: tf.Tensor, seed: tf.Tensor, training: bool) -> Estimate:
         """Evaluates the importance-weighted bound on a batch."""
         posterior = self.posterior(x, training)
-        z = self.draw_posterior(posterior, self.num_samples, seed)
+        z = self._draw(posterior, self.num_samples, seed)
         if self.gradient == "plain" or not training:
             bound = iwae(self.log_joint(x, z, training=training) - posterior.log_prob(z))
             return Estimate(-bound, bound, {})
