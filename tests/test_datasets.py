@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_mcvae import datasets
+from tf_mcvae import sources
 from tf_mcvae.datasets import Data, DataSpec, load, skip_epochs
 
 REAL = pathlib.Path(
@@ -507,7 +507,7 @@ class TestTfds:
         np.testing.assert_allclose(small * 255, expected, atol=0.51)
 
     def test_celeba_is_streamed(self, tfds_dir, monkeypatch):
-        monkeypatch.setattr(datasets, "_in_memory", lambda _: pytest.fail("held in memory"))
+        monkeypatch.setattr(sources, "_in_memory", lambda _: pytest.fail("held in memory"))
         options = {"data_dir": tfds_dir, "binarize": "dynamic", "seed": 2}
         whole = passes(load("celeba", batch_size=15, **options).train, 3)
         assert whole[0].shape == (30, 64, 64, 3)
@@ -532,24 +532,24 @@ class TestTfds:
 
 class TestDownload:
     def test_unreachable_host_fails_at_once(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(datasets.urllib.request, "getproxies", dict)
-        monkeypatch.setattr(datasets.socket, "create_connection", refuse)
+        monkeypatch.setattr(sources.urllib.request, "getproxies", dict)
+        monkeypatch.setattr(sources.socket, "create_connection", refuse)
         with pytest.raises(ValueError, match=r"'mnist'.*cannot be reached") as error:
             load("mnist", data_dir=tmp_path)
         for hint in (str(tmp_path), "mnist/3.", "TFDS_DATA_DIR", "'digits' needs no", "Received"):
             assert hint in str(error.value)
 
     def test_silent_host_fails_after_the_limit(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(datasets.urllib.request, "getproxies", dict)
-        monkeypatch.setattr(datasets, "_CONNECT_SECONDS", 0.05)
-        monkeypatch.setattr(datasets.socket, "create_connection", hang)
+        monkeypatch.setattr(sources.urllib.request, "getproxies", dict)
+        monkeypatch.setattr(sources, "_CONNECT_SECONDS", 0.05)
+        monkeypatch.setattr(sources.socket, "create_connection", hang)
         with pytest.raises(ValueError, match=r"drive\.google\.com cannot be reached"):
             load("celeba", data_dir=tmp_path)
 
     def test_failed_download(self, tmp_path, monkeypatch):
         import tensorflow_datasets as tfds
 
-        monkeypatch.setattr(datasets, "_answers", lambda *_: True)
+        monkeypatch.setattr(sources, "_answers", lambda *_: True)
         monkeypatch.setattr(
             tfds.core.DatasetBuilder, "download_and_prepare", lambda _: refuse("quota exceeded")
         )
@@ -563,7 +563,7 @@ class TestDownload:
             (tmp_path / "mnist").symlink_to(tfds_dir / "mnist")
             builder.info.read_from_directory(builder.data_path)
 
-        monkeypatch.setattr(datasets, "_answers", lambda *_: True)
+        monkeypatch.setattr(sources, "_answers", lambda *_: True)
         monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download)
         assert load("mnist", data_dir=tmp_path).spec.num_train == 36
 
