@@ -130,7 +130,7 @@ def estimate_log_likelihood(
     """Estimates `log p(x)` by annealed importance sampling with Hamiltonian Monte Carlo.
 
     Each chain starts from the encoder and is annealed to the posterior along the sigmoid schedule.
-    A pilot run on the first batch tunes one step size per temperature to the target acceptance; the
+    A pilot run on the first 50 examples tunes one step size per temperature to the target acceptance; the
     scored run uses other random numbers and keeps the steps fixed, so that `E[w] = p(x)` holds.
 
     Args:
@@ -158,8 +158,8 @@ def estimate_log_likelihood(
     _check_annealing(num_temperatures, target_acceptance, start)
     anneal = _Annealing(model, num_chains, num_temperatures, num_leapfrog_steps, start)
     pilot_seed, score_seed = random.split(random.as_seed(seed))
-    first = next(iter(_batches(model, data, batch_size)))
-    step_sizes = anneal.tune(first, pilot_seed, tf.constant(target_acceptance))
+    pilot = next(iter(_batches(model, data, min(batch_size, _PILOT_EXAMPLES))))
+    step_sizes = anneal.tune(pilot, pilot_seed, tf.constant(target_acceptance))
 
     acceptances: list[tuple[int, Array]] = []
 
@@ -264,6 +264,9 @@ def _check_annealing(num_temperatures: Any, target_acceptance: Any, start: Any) 
     if start not in ("encoder", "prior"):
         raise ValueError(f"`start` must be 'encoder' or 'prior'. Received: start={start!r}")
 
+
+# Examples whose chains' acceptance the pilot run follows.
+_PILOT_EXAMPLES = 50
 
 # Draws for one example held in memory at a time.
 _SAMPLES_AT_A_TIME = 50
