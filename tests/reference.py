@@ -21,12 +21,42 @@ def normal_log_prob(x, loc, scale):
     return np.sum(-0.5 * ((x - loc) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi), -1)
 
 
+def sigmoid(values):
+    return scipy.special.expit(np.asarray(values, np.float64))
+
+
+def sigmoidal_temperatures(steepness, num_transitions):
+    """`b_k = (s(t_k) - s(0)) / (s(1) - s(0))`, `s(t) = sigmoid(steepness (2 t - 1))`."""
+    values = sigmoid(steepness * np.linspace(-1.0, 1.0, num_transitions + 2))
+    return (values - values[0]) / (values[-1] - values[0])
+
+
+def learned_temperatures(logits):
+    """`b_k = sigmoid(u_k) ... sigmoid(u_K)` between 0 and 1."""
+    inner = [np.prod(sigmoid(logits[k:])) for k in range(len(logits))]
+    return np.array([0.0, *inner, 1.0])
+
+
+def gaussian_kl(loc, scale):
+    """`KL(N(loc, diag(scale^2)) || N(0, I))`."""
+    loc, scale = np.asarray(loc, np.float64), np.asarray(scale, np.float64)
+    return np.sum(0.5 * (loc**2 + scale**2 - 1) - np.log(scale), -1)
+
+
+def advantages(log_weights):
+    """Log weights less the mean of the others, over axis 0; of one alone, less nothing."""
+    log_weights = np.asarray(log_weights, np.float64)
+    others = [np.delete(log_weights, s, 0) for s in range(len(log_weights))]
+    baseline = [other.mean(0) if len(other) else 0.0 for other in others]
+    return log_weights - np.array(baseline)
+
+
 class LinearGaussian:
     """x = W z + mu + sigma noise, z ~ N(0, I), with an encoder that is off on purpose.
 
-    The exact posterior is `N(M (x - mu), P)`, `P = (I + W'W / sigma^2)^-1`, `M = P W' / sigma^2`. The
-    encoder takes a shifted mean and a wider, diagonal scale, so that importance weights vary but
-    have finite variance.
+    The exact posterior is `N(M (x - mu), P)`, `P = (I + W'W / sigma^2)^-1`, `M = P W' / sigma^2`.
+    The encoder takes a shifted mean and a wider, diagonal scale, so that importance weights vary
+    but have finite variance.
     """
 
     def __init__(self, latent_dim=2, data_dim=5, sigma=0.7, seed=0):
@@ -52,6 +82,33 @@ class LinearGaussian:
         quadratic = np.einsum("bi,ij,bj->b", centred, np.linalg.inv(covariance), centred)
         log_det = np.linalg.slogdet(2 * np.pi * covariance)[1]
         return -0.5 * (quadratic + log_det)
+
+    def encoder_moments(self, x):
+        """Mean `[B, D]` and variance `[D]` of the encoder's `q(z|x)`."""
+        loc = (0.8 * np.asarray(x, np.float64) - self.loc) @ self.gain.T + 0.15
+        return loc, 1.5 * np.diag(self.posterior_cov)
+
+    def log_joint(self, x, z):
+        mean = z @ self.weight.T + self.loc
+        return normal_log_prob(z, 0.0, 1.0) + normal_log_prob(x, mean, self.sigma)
+
+    def log_posterior(self, x, z):
+        """The encoder's `log q(z|x)`."""
+        loc, variance = self.encoder_moments(x)
+        return normal_log_prob(z, loc, np.sqrt(variance))
+
+    def score(self, x, z, b):
+        """The gradient of `log pi_b` with respect to z."""
+        loc, variance = self.encoder_moments(x)
+        joint = (x - self.loc - z @ self.weight.T) @ self.weight / self.sigma**2 - z
+        return (1 - b) * (loc - z) / variance + b * joint
+
+    def elbo(self, x):
+        """The exact `E_q[log p(x, z) - log q(z|x)]`, `[B]`: squares gain what q varies by."""
+        loc, variance = self.encoder_moments(x)
+        spread = np.sum(self.weight**2 @ variance) / self.sigma**2
+        log_lik = normal_log_prob(x, loc @ self.weight.T + self.loc, self.sigma) - 0.5 * spread
+        return log_lik - gaussian_kl(loc, np.sqrt(variance))
 
     def networks(self):
         """An encoder and a decoder of plain Keras layers, as a user would make them."""

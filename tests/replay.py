@@ -47,9 +47,7 @@ class Fixture:
         """The array with its folded axis s*B+b (after `lead` axes) unfolded to [S, B]."""
         array = self.arrays[name]
         shape = array.shape
-        return array.reshape(
-            shape[:lead] + (self.num_samples, self.batch_size) + shape[lead + 1 :]
-        )
+        return array.reshape(shape[:lead] + (self.num_samples, self.batch_size) + shape[lead + 1 :])
 
     def draws(self, kind):
         """All draws of a kind in their order, stacked: `[n, S, B, ...]`."""
@@ -62,13 +60,19 @@ class Fixture:
         event_shape = self.x.shape[1:]
         architecture = {"fc": "dense", "conv": "conv"}[config["net_type"]]
         activation = ACTIVATIONS[config["act_func"].split(".")[-1].rstrip("'>")]
-        hidden = [len(self.arrays[n]) for n in ("param/encoder_net.net.1.weight",) if n in self.arrays]
+        hidden = [
+            len(self.arrays[n]) for n in ("param/encoder_net.net.1.weight",) if n in self.arrays
+        ]
         encoder = tf_mcvae.Encoder(
-            config["hidden_dim"], architecture=architecture, activation=activation,
+            config["hidden_dim"],
+            architecture=architecture,
+            activation=activation,
             **({"hidden_units": hidden} if hidden else {}),
         )
         decoder = tf_mcvae.Decoder(
-            event_shape, architecture=architecture, activation=activation,
+            event_shape,
+            architecture=architecture,
+            activation=activation,
             **({"hidden_units": hidden} if hidden else {}),
         )
         likelihood = "bernoulli"

@@ -156,7 +156,9 @@ def test_ais(path, mode, monkeypatch):
         return annealed_importance_sampling(
             annealed,
             model.draw_posterior(posterior, 10, ROOT_SEED),
-            lambda k, _: HamiltonianMonteCarlo(annealed, 0.05, 3, 0.25 * tf.cast(k + 1, tf.float32)),
+            lambda k, _: HamiltonianMonteCarlo(
+                annealed, 0.05, 3, 0.25 * tf.cast(k + 1, tf.float32)
+            ),
             3,
             ROOT_SEED,
             trace_fn=lambda state, results: (state, results.is_accepted, results.log_choice_prob),

@@ -79,9 +79,7 @@ def test_hamiltonian_weights_average_to_the_evidence(acceptance):
 
 def test_skip_threshold_is_biased_as_documented():
     """And the check above has the power to see it."""
-    model = PPCA.model(
-        tf_mcvae.LMCVAE, num_transitions=4, step_size=0.4, skip_threshold=0.9
-    )
+    model = PPCA.model(tf_mcvae.LMCVAE, num_transitions=4, step_size=0.4, skip_threshold=0.9)
     log_weights = tf.function(model.log_weights)(X, seed=3, num_samples=20_000)
     assert not within(np.exp(np.asarray(log_weights, np.float64) - LOG_EVIDENCE), 1.0)
 
@@ -91,7 +89,9 @@ def test_gap_closes_with_more_transitions(model_class):
     """With steps of K^-1/2, time grows and the discretisation shrinks as K^1/2."""
     gaps = []
     for num_transitions in (1, 16, 256):
-        model = PPCA.model(model_class, num_transitions=num_transitions, step_size=0.3 / num_transitions**0.5)
+        model = PPCA.model(
+            model_class, num_transitions=num_transitions, step_size=0.3 / num_transitions**0.5
+        )
         elbo = np.mean(tf.function(model.log_weights)(X, seed=5, num_samples=4000), 0)
         gaps.append(np.mean(LOG_EVIDENCE - elbo))
     assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] > 0

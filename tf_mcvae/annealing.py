@@ -155,9 +155,9 @@ class SigmoidalSchedule(Schedule):
 
     def inverse_temperatures(self) -> tf.Tensor:
         """Returns the inverse temperatures, `[K + 2]`."""
-        steepness = tf.exp(tf.convert_to_tensor(self.log_steepness))
-        values = tf.sigmoid(steepness * (2.0 * self._grid() - 1.0))
-        return (values - values[0]) / (values[-1] - values[0])
+        # With sigmoid(u) = (1 + tanh(u / 2)) / 2 nothing cancels where the steepness is small.
+        half = 0.5 * tf.exp(tf.convert_to_tensor(self.log_steepness))
+        return 0.5 + 0.5 * tf.tanh(half * (2.0 * self._grid() - 1.0)) / tf.tanh(half)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

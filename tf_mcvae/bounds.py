@@ -88,11 +88,9 @@ def score_function_loss(
     Reference:
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
     """
-    num_samples = log_weights.shape[0]
-    baseline = 0.0
-    if num_samples > 1:
-        total = tf.reduce_sum(log_weights, axis=0)
-        baseline = (total - log_weights) / (num_samples - 1)
+    others = tf.reduce_sum(log_weights, axis=0) - log_weights
+    num_others = tf.maximum(tf.shape(log_weights)[0] - 1, 1)
+    baseline = others / tf.cast(num_others, log_weights.dtype)
     advantage = tf.stop_gradient(log_weights - baseline)
     score_term = tf.reduce_mean(advantage * log_choice_probs, axis=0)
     return -elbo(log_weights) - coefficient * score_term

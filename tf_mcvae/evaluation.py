@@ -5,6 +5,7 @@ from one seed, and returns a `LogLikelihoodEstimate`. All estimates are in nats 
 lower bounds in expectation, which tighten with their settings.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ import tensorflow as tf
 from tf_mcvae import random
 from tf_mcvae.annealing import AnnealedPath, sigmoid_temperatures
 from tf_mcvae.bounds import standard_normal_log_prob
-from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.checks import check_not_empty, check_positive_integer, plain_errors
 from tf_mcvae.importance import AnnealedSamples, annealed_importance_sampling
 from tf_mcvae.kernels import HamiltonianMonteCarlo, TransitionResults
 from tf_mcvae.models import MonteCarloVAE
@@ -55,10 +56,10 @@ class LogLikelihoodEstimate:
         return -self.mean
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns everything but the examples' values, as JSON knows it."""
+        """Returns everything but the examples' values, as JSON knows it; NaN becomes None."""
         values = asdict(self)
         del values["per_example"]
-        return values
+        return _plain(values)
 
     def __str__(self) -> str:
         return f"{self.method}: log p(x) = {self.mean:.3f} ± {self.standard_error:.3f} nats"
@@ -113,7 +114,8 @@ def estimate_bound(
 
     settings = {"num_samples": model.num_samples, "seed": seed}
     name = f"{type(model).__name__} bound"
-    return _summarise(name, _each_batch(log_weights, model, data, batch_size, seed), np.mean, settings)
+    columns = _each_batch(log_weights, model, data, batch_size, seed)
+    return _summarise(name, columns, np.mean, settings)
 
 
 def estimate_log_likelihood(
@@ -130,8 +132,10 @@ def estimate_log_likelihood(
     """Estimates `log p(x)` by annealed importance sampling with Hamiltonian Monte Carlo.
 
     Each chain starts from the encoder and is annealed to the posterior along the sigmoid schedule.
-    A pilot run on the first 50 examples tunes one step size per temperature to the target acceptance; the
-    scored run uses other random numbers and keeps the steps fixed, so that `E[w] = p(x)` holds.
+    A pilot run on the first 50 examples tunes one step size per temperature to the target
+    acceptance, beginning from 0.1 and moving it by a few per cent from temperature to temperature:
+    below some hundred temperatures the target is not reached. The scored run uses other random
+    numbers and keeps the steps fixed, so that `E[w] = p(x)` holds.
 
     Args:
         model: A trained model of any kind.
@@ -148,13 +152,16 @@ def estimate_log_likelihood(
         A `LogLikelihoodEstimate`; a lower bound in expectation.
 
     Raises:
-        ValueError: If there are no examples, they do not fit the model, or a setting is out of range.
+        ValueError: If there are no examples, they do not fit the model, or a setting is out of
+            range.
 
     Reference:
-        Wu et al., On the Quantitative Analysis of Decoder-Based Generative Models, arXiv 1611.04273;
-        Huang et al., Evaluating Lossy Compression Rates of Deep Generative Models, arXiv 2008.06653.
+        Wu et al., On the Quantitative Analysis of Decoder-Based Generative Models,
+        arXiv 1611.04273; Huang et al., Evaluating Lossy Compression Rates of Deep Generative
+        Models, arXiv 2008.06653.
     """
     check_positive_integer("num_chains", num_chains)
+    check_positive_integer("num_leapfrog_steps", num_leapfrog_steps)
     _check_annealing(num_temperatures, target_acceptance, start)
     anneal = _Annealing(model, num_chains, num_temperatures, num_leapfrog_steps, start)
     pilot_seed, score_seed = random.split(random.as_seed(seed))
@@ -187,7 +194,12 @@ class _Annealing:
     """The two compiled runs of annealed importance sampling: one tunes the steps, one scores."""
 
     def __init__(
-        self, model: MonteCarloVAE, num_chains: int, num_temperatures: int, num_leapfrogs: int, start: str
+        self,
+        model: MonteCarloVAE,
+        num_chains: int,
+        num_temperatures: int,
+        num_leapfrogs: int,
+        start: str,
     ) -> None:
         self.model = model
         self.num_chains = num_chains
@@ -246,15 +258,16 @@ class _Annealing:
         if self.start == "encoder":
             return path, self.model.draw_posterior(posterior, self.num_chains, seed)
         shape = [self.num_chains, *random.shape_of(posterior.distribution.loc)]
-        return AnnealedPath(standard_normal_log_prob, path.target_log_prob_fn), random.normal(shape, seed)
+        path = AnnealedPath(standard_normal_log_prob, path.target_log_prob_fn)
+        return path, random.normal(shape, seed)
 
 
 def _check_annealing(num_temperatures: Any, target_acceptance: Any, start: Any) -> None:
     check_positive_integer("num_temperatures", num_temperatures)
     if num_temperatures < 2:
         raise ValueError(
-            "`num_temperatures` must be at least 2; use `estimate_iwae` for none between encoder and "
-            f"posterior. Received: num_temperatures={num_temperatures}"
+            "`num_temperatures` must be at least 2; use `estimate_iwae` for none between encoder "
+            f"and posterior. Received: num_temperatures={num_temperatures}"
         )
     if not 0.0 < target_acceptance < 1.0:
         raise ValueError(
@@ -304,14 +317,27 @@ def _from_encoder(
 
 
 def _batches(model: MonteCarloVAE, data: Any, batch_size: int) -> Iterator[tf.Tensor]:
-    """Yields float batches `[<= batch_size, ...]` of arrays or of datasets with or without labels."""
+    """Yields batches `[<= batch_size, ...]` of arrays or of datasets; labels are left out."""
     check_positive_integer("batch_size", batch_size)
-    model.check_inputs(data)
+    if not isinstance(data, tf.data.Dataset) and not hasattr(data, "shape"):
+        raise TypeError(
+            "`data` must be an array [N, ...] or a `tf.data.Dataset` of batches. "
+            f"Received: data of type {type(data).__name__}"
+        )
+    data = model.check_inputs(data)
     if not isinstance(data, tf.data.Dataset):
         yield from (data[i : i + batch_size] for i in range(0, len(data), batch_size))
         return
-    for batch in data.unbatch().batch(batch_size):
-        yield keras.utils.unpack_x_y_sample_weight(batch)[0]
+    if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            "The data set never ends; take a number of batches of it with `.take(n)`. "
+            "Received: a data set of infinite cardinality"
+        )
+    number = 0
+    with plain_errors():
+        for number, batch in enumerate(data.unbatch().batch(batch_size), 1):  # noqa: B007
+            yield keras.utils.unpack_x_y_sample_weight(batch)[0]
+    check_not_empty(number)
 
 
 def _each_batch(
@@ -327,8 +353,6 @@ def _each_batch(
         np.asarray(log_weights(tf.convert_to_tensor(x), random.fold_in(seed, number)), np.float64)
         for number, x in enumerate(_batches(model, data, batch_size))
     ]
-    if not columns:
-        raise ValueError("There is nothing to evaluate. Received: data without examples")
     return np.concatenate(columns, axis=1)
 
 
@@ -350,11 +374,13 @@ def _summarise(
     weights = np.exp(log_weights - log_weights.max(axis=0))
     weights /= weights.sum(axis=0)
     sizes = 1.0 / np.sum(np.square(weights), axis=0)
+    # By the delta method the error of a log-mean-exp is the relative error of the mean weight.
+    terms = log_weights if reduce is np.mean else num_samples * weights
     return LogLikelihoodEstimate(
         method=method,
         mean=float(np.mean(values)),
-        standard_error=_standard_error(values),
-        monte_carlo_error=float(_monte_carlo_error(log_weights, weights, reduce is np.mean)),
+        standard_error=float(_standard_error(values)),
+        monte_carlo_error=float(np.linalg.norm(_standard_error(terms)) / num_examples),
         per_example=values,
         effective_sample_size=(float(np.min(sizes)), float(np.median(sizes))),
         acceptance=None
@@ -364,17 +390,18 @@ def _summarise(
     )
 
 
-def _standard_error(values: Array) -> float:
+def _plain(value: Any) -> Any:
+    """Returns nested values as JSON knows them."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _standard_error(values: Array) -> Array:
+    """Returns the standard error of the mean over axis 0; of a single value that is NaN."""
     if len(values) < 2:
-        return float("nan")
-    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
-def _monte_carlo_error(log_weights: Array, weights: Array, is_mean: bool) -> float:
-    """Standard error of the mean over examples that comes from the draws (delta method)."""
-    num_samples, num_examples = log_weights.shape
-    if num_samples < 2:
-        return float("nan")
-    terms = log_weights if is_mean else num_samples * weights
-    variances = np.var(terms, axis=0, ddof=1) / num_samples
-    return float(np.sqrt(np.sum(variances)) / num_examples)
+        return np.full(values.shape[1:], np.nan)
+    return np.asarray(np.std(values, axis=0, ddof=1) / np.sqrt(len(values)))

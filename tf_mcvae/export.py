@@ -111,7 +111,7 @@ def export_saved_model(
             "`num_samples` must be at least 2, or there is no standard error. "
             f"Received: num_samples={num_samples}"
         )
-    model._require_built()
+    model.require_built()
     target = _target(pathlib.Path(path), version)
     functions = _Signatures(model, num_samples).trace()
     for function in functions.values():

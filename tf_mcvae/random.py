@@ -15,6 +15,10 @@ import tensorflow as tf
 # mantissa.
 _UNIT = 2.0**-23
 
+# Named in every call: what TensorFlow chooses by itself gives other numbers under XLA when a seed
+# is negative, and is slow there.
+_ALGORITHM = "philox"
+
 
 def as_seed(seed: Any) -> tf.Tensor:
     """Returns `seed` (an int, a pair of ints or a seed tensor) as an `int32` seed tensor.
@@ -41,16 +45,22 @@ def as_seed(seed: Any) -> tf.Tensor:
 
 def split(seed: tf.Tensor, num: int = 2) -> list[tf.Tensor]:
     """Returns `num` independent seeds of the same shape as `seed`."""
+
+    def draw(seed: tf.Tensor) -> tf.Tensor:
+        return tf.random.split(seed, num, alg=_ALGORITHM)
+
     if seed.shape.rank == 1:
-        return tf.unstack(tf.random.split(seed, num))
-    return tf.unstack(tf.map_fn(lambda row: tf.random.split(row, num), seed), num, axis=1)
+        return tf.unstack(draw(seed))
+    return tf.unstack(tf.map_fn(draw, seed), num, axis=1)
 
 
 def fold_in(seed: tf.Tensor, data: Any) -> tf.Tensor:
     """Returns the seed that belongs to the integer `data` (a step, a replica) under `seed`."""
-    if seed.shape.rank == 1:
-        return tf.random.fold_in(seed, data)
-    return tf.map_fn(lambda row: tf.random.fold_in(row, data), seed)
+
+    def draw(seed: tf.Tensor) -> tf.Tensor:
+        return tf.random.fold_in(seed, data, alg=_ALGORITHM)
+
+    return draw(seed) if seed.shape.rank == 1 else tf.map_fn(draw, seed)
 
 
 def _integers(shape: Any, seed: tf.Tensor) -> tf.Tensor:
@@ -58,7 +68,7 @@ def _integers(shape: Any, seed: tf.Tensor) -> tf.Tensor:
 
     def draw(shape: Any, seed: tf.Tensor) -> tf.Tensor:
         return tf.random.stateless_uniform(
-            shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+            shape, seed, minval=None, maxval=None, dtype=tf.int32, alg=_ALGORITHM
         )
 
     if seed.shape.rank == 1:

@@ -49,9 +49,7 @@ class UncalibratedHamiltonian(AnnealedKernel):
         """Draws a momentum and integrates."""
         momentum = tf.cast(random.normal(random.shape_of(state), seed), state.dtype)
         new_state, new_momentum, new_endpoints = self.leapfrogs(state, momentum, endpoints)
-        log_ratio = 0.5 * sum_event(
-            tf.square(momentum) - tf.square(new_momentum), endpoints.log_p
-        )
+        log_ratio = 0.5 * sum_event(tf.square(momentum) - tf.square(new_momentum), endpoints.log_p)
         return Proposal(new_state, new_endpoints, log_ratio)
 
     def leapfrogs(

@@ -33,17 +33,6 @@ class UnadjustedLangevin(AnnealedKernel):
             state stays and the log ratio is 0. **Biased**: with a threshold above 0 the weights no
             longer average to the evidence. None of this library's evaluations uses it.
 
-    Example:
-        >>> import tensorflow as tf, tensorflow_probability as tfp, tf_mcvae
-        >>> kernel = tf_mcvae.kernels.UnadjustedLangevin(
-        ...     tfp.distributions.Normal(0.0, 1.0).log_prob, step_size=0.1
-        ... )
-        >>> draws = tfp.mcmc.sample_chain(
-        ...     200, current_state=tf.zeros([8]), kernel=kernel, trace_fn=None, seed=1
-        ... )
-        >>> draws.shape
-        TensorShape([200, 8])
-
     Reference:
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
     """
@@ -90,6 +79,17 @@ class MetropolisAdjustedLangevin(MetropolisHastings):
         step_size: `e`, a scalar or `[D]` tensor; `tfp.mcmc` counts it as `2 e`.
         inverse_temperature: Scalar `b` in [0, 1].
         acceptance: `"metropolis"` or `"barker"`.
+
+    Example:
+        >>> import tensorflow as tf, tensorflow_probability as tfp, tf_mcvae
+        >>> kernel = tf_mcvae.kernels.MetropolisAdjustedLangevin(
+        ...     tfp.distributions.Normal(0.0, 1.0).log_prob, step_size=0.1
+        ... )
+        >>> draws = tfp.mcmc.sample_chain(
+        ...     200, current_state=tf.zeros([8]), kernel=kernel, trace_fn=None, seed=1
+        ... )
+        >>> draws.shape
+        TensorShape([200, 8])
 
     Reference:
         Roberts and Tweedie (1996), Bernoulli 2(4).

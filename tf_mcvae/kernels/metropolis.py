@@ -175,7 +175,9 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
             target_log_prob=proposal.endpoints.log_prob(self.inverse_temperature),
             log_ratio=proposal.log_ratio,
             log_accept_ratio=log_accept_ratio,
-            is_accepted=draw_acceptance(log_accept_probs(log_accept_ratio, "metropolis")[0], test_seed),
+            is_accepted=draw_acceptance(
+                log_accept_probs(log_accept_ratio, "metropolis")[0], test_seed
+            ),
             log_choice_prob=tf.zeros_like(log_accept_ratio),
             score=previous.score(self.inverse_temperature),
             step_size=self.step_size,

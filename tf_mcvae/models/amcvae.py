@@ -44,13 +44,19 @@ class AMCVAE(AnnealedVAE):
 
     def __init__(
         self,
-        *args: Any,
+        encoder: keras.Model,
+        decoder: keras.Model,
+        likelihood: Any = "bernoulli",
+        num_transitions: int = 5,
         num_samples: int = 5,
+        *args: Any,
         acceptance: str = "metropolis",
         alpha_annealing: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, num_samples=num_samples, **kwargs)
+        super().__init__(
+            encoder, decoder, likelihood, num_transitions, num_samples, *args, **kwargs
+        )
         self.acceptance = acceptance
         self.alpha_annealing = alpha_annealing
         self.epoch = self._counter("epoch")

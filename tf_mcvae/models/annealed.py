@@ -45,8 +45,8 @@ def trace_statistics(state: tf.Tensor, results: TransitionResults) -> Transition
 class AnnealedVAE(MonteCarloVAE):
     """Base of the models that move the encoder's draws towards the posterior.
 
-    `z_0 ~ q(z|x)` makes K transitions; transition k targets `pi_{b_k}`, on the path from `q(z|x)` to
-    `p(x, z)`.
+    `z_0 ~ q(z|x)` makes K transitions; transition k targets `pi_{b_k}`, on the path from `q(z|x)`
+    to `p(x, z)`.
 
     Args:
         encoder: Maps `x [B, ...]` to `[B, 2 D]`, location and log variance.
@@ -88,15 +88,16 @@ class AnnealedVAE(MonteCarloVAE):
         numbered = [f"acceptance_{k + 1}" for k in range(self.num_transitions)]
         return ("acceptance", *numbered, "step_size")
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[Any, ...]) -> None:
         """Builds networks, schedule and step sizes."""
+        is_first = not self.built
         super().build(input_shape)
         # Loaded from a file, or shared with another model, they have their weights already.
         if not self.schedule.built:
             self.schedule.build(self.num_transitions)
         if not self.step_size.built:
             self.step_size.build(self.num_transitions, self.latent_dim)
-        if self.cloned_decoder:
+        if self.cloned_decoder and is_first:
             self.transition_decoder(keras.KerasTensor((None, self.latent_dim), dtype="float32"))
             self.transition_decoder.set_weights(self.decoder.get_weights())
 
@@ -147,19 +148,18 @@ class AnnealedVAE(MonteCarloVAE):
             trace_fn=trace_fn,
         )
 
-    def log_weights(
-        self, x: Any, seed: Any = None, num_samples: int | None = None
-    ) -> tf.Tensor:
+    def log_weights(self, x: Any, seed: Any = None, num_samples: int | None = None) -> tf.Tensor:
         """Returns the log weights of K transitions from the encoder, `[S, B]`; see the base."""
         x = self._checked(x)
-        seed = self._seed_or_next(seed)
-        return self.run_transitions(x, seed, num_samples or self.num_samples).log_weights
+        seed = self._seed_or_next(seed, x.shape[0])
+        return self.run_transitions(x, seed, self._count_or_own(num_samples)).log_weights
 
     def posterior_sample(self, x: Any, num_samples: int = 1, seed: Any = None) -> tf.Tensor:
         """Draws latents after all transitions, `[num_samples, B, D]`; see the base."""
         check_positive_integer("num_samples", num_samples)
         x = self._checked(x)
-        return self.run_transitions(x, self._seed_or_next(seed), num_samples).state
+        seed = self._seed_or_next(seed, x.shape[0])
+        return self.run_transitions(x, seed, num_samples).state
 
     def transition_metrics(self, statistics: TransitionStatistics) -> dict[str, tf.Tensor]:
         """Returns the metrics of `metric_names`."""
@@ -190,7 +190,7 @@ def clone(network: keras.Model) -> keras.Model:
     """Returns a network of the same configuration with weights of its own."""
     try:
         return network.__class__.from_config(network.get_config())
-    except NotImplementedError as error:
+    except (NotImplementedError, TypeError) as error:
         raise ValueError(
             "`cloned_decoder=True` copies the decoder through `get_config`, which a subclassed "
             f"model must define. Received: decoder of class {type(network).__name__}"

@@ -10,7 +10,8 @@ import tensorflow_probability as tfp
 from tf_mcvae import likelihoods, random
 from tf_mcvae.annealing import AnnealedPath
 from tf_mcvae.bounds import iwae, standard_normal_log_prob
-from tf_mcvae.checks import check_images, check_positive_integer
+from tf_mcvae.checks import check_positive_integer, check_seeds
+from tf_mcvae.models.checked import CheckedModel
 
 tfd = tfp.distributions
 
@@ -39,7 +40,7 @@ def diagonal_normal(loc: tf.Tensor, scale: tf.Tensor) -> Any:
     return tfd.Independent(tfd.Normal(loc, scale), 1)
 
 
-class MonteCarloVAE(keras.Model):
+class MonteCarloVAE(CheckedModel):
     """Base of the models: an encoder, a decoder, a likelihood, and a bound on `log p(x)`.
 
     The generative model is `p(x, z) = N(z; 0, I) p(x|z)`, the encoder's posterior
@@ -66,6 +67,10 @@ class MonteCarloVAE(keras.Model):
     ) -> None:
         super().__init__(**kwargs)
         check_positive_integer("num_samples", num_samples)
+        for name, network in (("encoder", encoder), ("decoder", decoder)):
+            if not isinstance(network, keras.Layer):
+                raise TypeError(f"`{name}` must be a Keras model. Received: {name}={network!r}")
+        random.as_seed(seed)
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood = likelihoods.get(likelihood)
@@ -92,13 +97,14 @@ class MonteCarloVAE(keras.Model):
 
     # Networks to densities.
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[Any, ...]) -> None:
         """Builds both networks for inputs of shape `[B, ...]` and checks that they fit together."""
         code = self.encoder(keras.KerasTensor(input_shape, dtype="float32"))
-        if code.shape[-1] is None or len(code.shape) != 2 or code.shape[-1] % 2:
+        shape: Any = getattr(code, "shape", ())
+        if len(shape) != 2 or shape[-1] is None or shape[-1] % 2:
             raise ValueError(
                 "The encoder must return a tensor [B, 2 * latent_dim], location and log variance. "
-                f"Received: encoder output of shape {code.shape}"
+                f"Received: encoder output {code}"
             )
         self.latent_dim = code.shape[-1] // 2
         output = self.decoder(keras.KerasTensor((None, self.latent_dim), dtype="float32"))
@@ -106,8 +112,9 @@ class MonteCarloVAE(keras.Model):
         expected = (*input_shape[1:-1], input_shape[-1] * width)
         if tuple(output.shape[1:]) != expected:
             raise ValueError(
-                f"The decoder must return the {self.likelihood.name} likelihood's parameters, "
-                f"[B, {', '.join(map(str, expected))}] for inputs of shape {tuple(input_shape)}. "
+                f"The decoder must return the {type(self.likelihood).__name__} likelihood's "
+                f"parameters, [B, {', '.join(map(str, expected))}] for inputs of shape "
+                f"{tuple(input_shape)}. "
                 f"Received: decoder output of shape {tuple(output.shape)}"
             )
         if not self.likelihood.built:
@@ -127,7 +134,7 @@ class MonteCarloVAE(keras.Model):
         """Runs the decoder on `z [..., D]`; leading axes are folded into the batch and back."""
         decoder = self.decoder if decoder is None else decoder
         shape = random.shape_of(z)
-        output = decoder(tf.reshape(z, [-1, shape[-1]]), training=training)
+        output = tf.cast(decoder(tf.reshape(z, [-1, shape[-1]]), training=training), tf.float32)
         return tf.reshape(output, shape[:-1] + random.shape_of(output)[1:])
 
     def log_joint(
@@ -157,7 +164,11 @@ class MonteCarloVAE(keras.Model):
         return loc + scale * random.normal([num_samples, *random.shape_of(loc)], seed)
 
     def path(
-        self, x: tf.Tensor, posterior: Any, decoder: keras.Model | None = None, training: bool = False
+        self,
+        x: tf.Tensor,
+        posterior: Any,
+        decoder: keras.Model | None = None,
+        training: bool = False,
     ) -> AnnealedPath:
         """Returns the path from `q(z|x)` to `p(x, z)`, for states `[S, B, D]`."""
         return AnnealedPath(
@@ -203,14 +214,15 @@ class MonteCarloVAE(keras.Model):
             estimate = self.estimate(x, self._step_seed(TRAIN_STREAM, self.step), training=True)
             loss = self._reduce(estimate.loss, weight)
             objective = self.optimizer.scale_loss(loss + sum(self.losses))
+        # What Keras multiplies the loss with in mixed float16; else 1.
+        scale = self.optimizer.scale_loss(tf.ones([]))
         variables = self.trainable_variables
         gradients = tape.gradient(objective, [variable.value for variable in variables])
         self.optimizer.apply(gradients, variables)
         self.adapt(estimate.adaptation)
         self.step.assign_add(1)
-        self._grad_norm.update_state(
-            tf.linalg.global_norm([tf.convert_to_tensor(g) for g in gradients if g is not None])
-        )
+        norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients if g is not None])
+        self._grad_norm.update_state(norm / scale)
         return {**self._track(estimate, weight), "grad_norm": self._grad_norm.result()}
 
     def test_step(self, data: Any) -> dict[str, Any]:
@@ -223,7 +235,10 @@ class MonteCarloVAE(keras.Model):
 
     def _reduce(self, values: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
         """Averages over the batch, as Keras does: the sum of weighted values over their number."""
-        return tf.reduce_mean(values if weight is None else values * tf.cast(weight, values.dtype))
+        if weight is not None:
+            # A weight of shape [B, 1] would else be multiplied with each example's value.
+            values *= tf.reshape(tf.cast(weight, values.dtype), tf.shape(values))
+        return tf.reduce_mean(values)
 
     def _track(self, estimate: Estimate, weight: tf.Tensor | None) -> dict[str, Any]:
         """Updates the metrics; each is averaged over examples, whatever the batches' sizes."""
@@ -233,10 +248,11 @@ class MonteCarloVAE(keras.Model):
             self._trackers[name].update_state(value)
         return {name: tracker.result() for name, tracker in self._trackers.items()}
 
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains the model; as `keras.Model.fit`."""
-        self.check_inputs(x)
-        return super().fit(x, *args, **kwargs)
+    @property
+    def metrics(self) -> list[Any]:
+        """The metrics that are shown."""
+        # Without Keras' own loss tracker, which would be a second, empty `loss`.
+        return [*self._trackers.values(), self._grad_norm]
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Returns the mean loss and bound on held-out data; as `keras.Model.evaluate`.
@@ -244,33 +260,8 @@ class MonteCarloVAE(keras.Model):
         The random numbers are the same at every call, so that epochs and checkpoints are compared
         on equal draws.
         """
-        self.check_inputs(x)
         self.test_step_counter.assign(0)
         return super().evaluate(x, *args, **kwargs)
-
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Returns reconstructions of all examples as an array; as `keras.Model.predict`."""
-        self.check_inputs(x)
-        return super().predict(x, *args, **kwargs)
-
-    def check_inputs(self, x: Any) -> None:
-        """Checks images given as arrays, and builds the model from the shape of its data.
-
-        Raises:
-            TypeError: If the images are integers.
-            ValueError: If there are none, they do not fit the model, or a value is not a number or
-                not one that the likelihood knows.
-        """
-        if isinstance(x, tf.data.Dataset):
-            spec, _, _ = keras.utils.unpack_x_y_sample_weight(x.element_spec)
-            shape = spec.shape.as_list() if isinstance(spec, tf.TensorSpec) else None
-        elif x is None or not hasattr(x, "shape"):
-            return
-        else:
-            check_images(x, self.likelihood, self.event_shape if self.built else None)
-            shape = list(x.shape)
-        if not self.built and shape:
-            self.build((None, *shape[1:]))
 
     # What users call.
 
@@ -300,8 +291,9 @@ class MonteCarloVAE(keras.Model):
             seed: As for `log_weights`.
         """
         check_positive_integer("num_samples", num_samples)
-        self._require_built()
-        noise = random.normal([1, num_samples, self.latent_dim], self._seed_or_next(seed))
+        self.require_built()
+        seed = self._seed_or_next(seed, num_samples)
+        noise = random.normal([1, num_samples, self.latent_dim], seed)
         return self.decode(noise[0])
 
     def posterior_sample(self, x: Any, num_samples: int = 1, seed: Any = None) -> tf.Tensor:
@@ -316,8 +308,10 @@ class MonteCarloVAE(keras.Model):
             `[num_samples, B, D]`; in the Monte Carlo models the states after all transitions.
         """
         check_positive_integer("num_samples", num_samples)
-        posterior = self.posterior(self._checked(x))
-        return self.draw_posterior(posterior, num_samples, self._seed_or_next(seed))
+        x = self._checked(x)
+        return self.draw_posterior(
+            self.posterior(x), num_samples, self._seed_or_next(seed, x.shape[0])
+        )
 
     def bound(self, x: Any, seed: Any = None, num_samples: int | None = None) -> tf.Tensor:
         """Returns the model's lower bound on `log p(x)`, `[B]`, in nats.
@@ -336,16 +330,17 @@ class MonteCarloVAE(keras.Model):
         self.check_inputs(x if hasattr(x, "shape") else tf.convert_to_tensor(x))
         return tf.convert_to_tensor(x)
 
-    def _require_built(self) -> None:
-        if not self.built:
-            raise ValueError(
-                "The model has no shapes yet: call `model.build((None, *image_shape))`, or `fit`. "
-                "Received: an unbuilt model"
-            )
+    def _count_or_own(self, num_samples: int | None) -> int:
+        if num_samples is None:
+            return self.num_samples
+        check_positive_integer("num_samples", num_samples)
+        return num_samples
 
-    def _seed_or_next(self, seed: Any) -> tf.Tensor:
+    def _seed_or_next(self, seed: Any, num_rows: int | None) -> tf.Tensor:
         if seed is not None:
-            return random.as_seed(seed)
+            seed = random.as_seed(seed)
+            check_seeds(seed, num_rows)
+            return seed
         if not tf.executing_eagerly():
             raise ValueError(
                 "Inside a tf.function a `seed` must be given, or every call would draw the same. "

@@ -21,8 +21,8 @@ class LMCVAE(AnnealedVAE):
 
         log w = log p(x, z_K) - log q(z_0|x) + sum_k (|xi_k|^2 - |xi~_k|^2) / 2,
 
-    and the bound is `E[log (1/S sum_s w_s)] <= log p(x)`. Its gradient is exact: it runs through all
-    transitions, second derivatives of the networks included.
+    and the bound is `E[log (1/S sum_s w_s)] <= log p(x)`. Its gradient is exact: it runs through
+    all transitions, second derivatives of the networks included.
 
     Args:
         encoder: Maps `x [B, ...]` to `[B, 2 D]`, location and log variance.
@@ -54,9 +54,7 @@ class LMCVAE(AnnealedVAE):
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
     """
 
-    def __init__(
-        self, *args: Any, skip_threshold: float = 0.0, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, skip_threshold: float = 0.0, **kwargs: Any) -> None:
         if not 0.0 <= skip_threshold < 1.0:
             raise ValueError(
                 "`skip_threshold` is a probability, at least 0 and below 1. "

@@ -115,7 +115,9 @@ class StepSize(keras.layers.Layer):
         """
         if self.rule == "acceptance":
             self.step_size.assign(
-                acceptance_update(tf.convert_to_tensor(self.step_size), acceptance, self.target_acceptance)
+                acceptance_update(
+                    tf.convert_to_tensor(self.step_size), acceptance, self.target_acceptance
+                )
             )
         elif self.rule == "variance":
             step_size, scale = variance_update(

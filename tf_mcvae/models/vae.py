@@ -17,13 +17,12 @@ class _DirectVAE(MonteCarloVAE):
         """Draws from the encoder; the same draws as an annealed model's first states."""
         return self.draw_posterior(posterior, num_samples, random.split(seed)[0])
 
-    def log_weights(
-        self, x: Any, seed: Any = None, num_samples: int | None = None
-    ) -> tf.Tensor:
+    def log_weights(self, x: Any, seed: Any = None, num_samples: int | None = None) -> tf.Tensor:
         """Returns `log p(x, z) - log q(z|x)` for `z ~ q(z|x)`; see the base class."""
         x = self._checked(x)
         posterior = self.posterior(x)
-        z = self._draw(posterior, num_samples or self.num_samples, self._seed_or_next(seed))
+        seed = self._seed_or_next(seed, x.shape[0])
+        z = self._draw(posterior, self._count_or_own(num_samples), seed)
         return self.log_joint(x, z) - posterior.log_prob(z)
 
 

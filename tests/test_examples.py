@@ -1,0 +1,46 @@
+"""The README's code and the docstrings' examples run as they stand."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import tf_mcvae
+
+README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(tf_mcvae.__path__, "tf_mcvae.")
+    if not module.ispkg
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
+def test_readme(block, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    if "estimate_log_likelihood" in block:
+        assert "nats" in capsys.readouterr().out
+        assert (tmp_path / "digits.keras").exists()
+
+
+def test_readme_names_every_signature_that_is_exported():
+    for name in ("encode", "posterior_sample", "decode", "reconstruct", "generate"):
+        assert f"`{name}`" in README
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name):
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert failed == 0
+
+
+def test_some_docstrings_have_examples():
+    finder = doctest.DocTestFinder()
+    classes = (tf_mcvae.VAE, tf_mcvae.LMCVAE, tf_mcvae.kernels.MetropolisAdjustedLangevin)
+    assert all(any(test.examples for test in finder.find(found)) for found in classes)

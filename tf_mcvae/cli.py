@@ -1,0 +1,236 @@
+"""The command line: flags to a `RunConfig`, a run from it, and errors in one sentence.
+
+Flags have readable names with hyphens, and beside them those of the reference implementation.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import difflib
+import pathlib
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from tf_mcvae.runs import RunFolder
+from tf_mcvae.settings import (
+    GROUP_MODELS,
+    OUTPUT,
+    SCORING,
+    SETTINGS,
+    RunConfig,
+    parse_bool,
+)
+
+_DESCRIPTION = """\
+Trains a Monte Carlo variational auto-encoder, scores it on test images and exports it.
+Without any flag: an L-MCVAE on the digits that come with scikit-learn, in a few minutes on a CPU.
+
+Everything is written to a folder of the run's name in --output-dir: config.json, history.csv,
+model.keras, metrics.json and serving/. A run that was interrupted goes on with --resume.
+Booleans are written True or False (also yes/no, t/f, y/n, 1/0); hyphens and underscores in the
+names of flags are the same."""
+
+# Flags of the reference for what is not here, with the values that mean "off".
+_NOT_HERE = {
+    "use_score_matching": ("learned drifts are", ("False",)),
+    "use_transforms": ("learned drifts are", ("False",)),
+    "use_reverse_kernel": ("learned reverse kernels are", ("False",)),
+    "num_flows": ("normalising flows are", ("0", "1")),
+    "grad_skip_val": ("skipping updates by the gradient's norm is", ("0",)),
+}
+# Flags of the reference that are read and change nothing.
+_IGNORED = {
+    "n_leapfrogs": "leapfrog steps of Hamiltonian models, of which there are none here",
+    "gpus": "TensorFlow takes the GPU that it finds; CUDA_VISIBLE_DEVICES chooses",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that takes every spelling of a flag, and answers an error in one sentence."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # All the parsing methods come through here.
+        spelling = {_plain(known): known for known in self._option_string_actions}
+        words = []
+        for word in sys.argv[1:] if args is None else args:
+            flag, equals, value = word.partition("=")
+            words.append(spelling.get(_plain(flag), flag) + equals + value)
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            close = difflib.get_close_matches(unknown.split()[0], self._option_string_actions, n=1)
+            message = f"there is no flag {unknown.split()[0]}"
+            message += f" (did you mean {close[0]}?)" if close else "; --help lists them"
+        raise ValueError(message.removeprefix("argument "))
+
+
+def _plain(flag: str) -> str:
+    return flag.replace("_", "-") if flag.startswith("--") else flag
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser; what is not given on the command line is not in its result."""
+    parser = _Parser(
+        usage="%(prog)s [--flag VALUE ...]",
+        description=_DESCRIPTION,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 8, width=96),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(RunConfig):
+        title = field.metadata["group"]
+        groups[title] = groups.get(title) or parser.add_argument_group(title)
+        _add_setting(groups[title], field)
+    groups[OUTPUT].add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="go on with an interrupted run, by its name or path (default: the latest one)",
+    )
+    groups[OUTPUT].add_argument(
+        "--debug", action="store_true", help="show where in the program an error arose"
+    )
+    _add_reference_flags(parser)
+    return parser
+
+
+def _add_setting(group: Any, field: "dataclasses.Field[Any]") -> None:
+    given, name = field.metadata, field.name.replace("_", "-")
+    flags = dict.fromkeys([f"--{name}", *(f"--{other}" for other in given["names"])])
+    text = given["help"]
+    if field.default is not None and "default" not in text:
+        text += f" (default: {field.default})"
+    is_switch = given["parse"] is parse_bool
+    extra: dict[str, Any] = {"nargs": "?", "const": True} if is_switch else {}
+    metavar = "True|False" if is_switch else "VALUE"
+    group.add_argument(
+        *flags, dest=field.name, type=given["parse"], help=text, metavar=metavar, **extra
+    )
+    if is_switch and field.default:
+        group.add_argument(
+            f"--no-{name}",
+            dest=field.name,
+            action="store_false",
+            help=f"the same as --{name} False",
+        )
+
+
+def _add_reference_flags(parser: argparse.ArgumentParser) -> None:
+    ignored = parser.add_argument_group("flags of the reference that are read and change nothing")
+    for name, text in _IGNORED.items():
+        ignored.add_argument(f"--{name}", dest=argparse.SUPPRESS, metavar="VALUE", help=text)
+    missing = parser.add_argument_group("flags of the reference that can only be off so far")
+    for name, (feature, off) in _NOT_HERE.items():
+        missing.add_argument(
+            f"--{name}",
+            nargs="?",
+            const="True",
+            type=_only_off(feature, off),
+            dest=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=f"{feature} not in this version: {' or '.join(off)}",
+        )
+
+
+def _only_off(feature: str, off: tuple[str, ...]) -> Callable[[str], None]:
+    def parse(text: str) -> None:
+        value = str(parse_bool(text)) if "False" in off else text.removesuffix(".0")
+        if value not in off:
+            raise argparse.ArgumentTypeError(
+                f"{feature} not in this version; leave the flag out or give {' or '.join(off)}. "
+                f"Received: {text!r}"
+            )
+
+    return parse
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: The words after the program's name; by default those of the process.
+
+    Returns:
+        The exit code: 0, 2 after an error in what was asked for, 130 after an interruption.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(words)
+    except (ValueError, TypeError, OSError) as error:
+        if "--debug" in words:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _main(words: list[str]) -> int:
+    parser = make_parser()
+    given = vars(parser.parse_args(words))
+    for name in ("debug", argparse.SUPPRESS):  # The latter holds flags that change nothing.
+        given.pop(name, None)
+    resumed = given.pop("resume", None)
+    if resumed is not None:
+        folder = RunFolder.find(resumed, given.pop("output_dir", RunConfig.output_dir))
+        config = _resumed_config(folder, given)
+        return _carry_out(config, folder, parser.prog)
+    config = RunConfig(**given)
+    _note_idle_flags(config, given)
+    folder = RunFolder(pathlib.Path(config.output_dir) / (config.name or default_name(config)))
+    with folder.claimed():
+        return _carry_out(config, folder, parser.prog)
+
+
+def default_name(config: RunConfig) -> str:
+    """Returns `<data set>-<model>-<date and time>`."""
+    source = pathlib.Path(config.dataset).stem
+    return f"{source}-{config.model}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _resumed_config(folder: RunFolder, given: dict[str, Any]) -> RunConfig:
+    """Returns the settings of a run, with what may change when it goes on."""
+    free = {name for name, field in SETTINGS.items() if field.metadata["group"] == SCORING}
+    free |= {"data_dir", "export"}
+    fixed = sorted(set(given) - free)
+    if fixed:
+        raise ValueError(
+            "A run is resumed with the settings that it was started with; only those of scoring, "
+            "--export and --data-dir can be given. "
+            f"Received: --{', --'.join(name.replace('_', '-') for name in fixed)}"
+        )
+    return dataclasses.replace(folder.load_config(), **given)
+
+
+def _note_idle_flags(config: RunConfig, given: dict[str, Any]) -> None:
+    """Says which of the flags that were given do nothing for this model."""
+    for name in given:
+        models = GROUP_MODELS.get(SETTINGS[name].metadata["group"], (config.model,))
+        if config.model not in models and given[name] != SETTINGS[name].default:
+            flag = name.replace("_", "-")
+            print(f"note: --{flag} changes nothing for {config.model}", file=sys.stderr)
+
+
+def _carry_out(config: RunConfig, folder: RunFolder, prog: str) -> int:
+    try:
+        # Only here, so that mistakes on the command line need not wait for TensorFlow.
+        from tf_mcvae import training
+
+        training.run(config, folder)
+    except KeyboardInterrupt:
+        if not folder.config.exists():
+            print("\nInterrupted before training began; nothing is kept", file=sys.stderr)
+            return 130
+        program = f"python {prog}" if prog.endswith(".py") else prog
+        path = shlex.quote(str(folder.path))
+        print(f"\nInterrupted. Go on with: {program} --resume {path}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

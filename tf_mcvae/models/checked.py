@@ -1,0 +1,129 @@
+"""Keras' entry points with checks of what is handed to them."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_mcvae.checks import check_dataset, check_images, check_not_empty, plain_errors
+from tf_mcvae.likelihoods import Likelihood
+
+
+class CheckedModel(keras.Model):
+    """A model that checks examples before Keras has them, and builds itself from their shape.
+
+    Keras trains without complaint on integers, on NaN and on nothing at all. And a model that is
+    only built by its first step would lose its optimizer's state when it is saved and loaded.
+
+    Attributes:
+        likelihood: Says which values are possible.
+        event_shape: Shape of one example, once the model is built.
+    """
+
+    likelihood: Likelihood
+    event_shape: tuple[Any, ...]
+
+    def compile(self, optimizer: Any = "adam", **kwargs: Any) -> None:
+        """Sets the optimizer and how training runs; as `keras.Model.compile`.
+
+        Raises:
+            ValueError: If a loss or metrics are given, which would have no effect.
+        """
+        names = ("loss", "loss_weights", "metrics", "weighted_metrics")
+        given = [name for name in names if kwargs.get(name) is not None]
+        if given:
+            raise ValueError(
+                "The model has a loss and metrics of its own: give `compile` an optimizer, without "
+                f"{' and '.join(given)}. Received: {given[0]}={kwargs[given[0]]!r}"
+            )
+        super().compile(optimizer, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as before saving."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains the model; as `keras.Model.fit`."""
+        x = self.check_inputs(x)
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle one.
+        if kwargs.get("validation_data") is not None:
+            held_out, *rest = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
+            kwargs["validation_data"] = (self.check_inputs(held_out), *rest)
+        with plain_errors():
+            history = super().fit(x, *args, **kwargs)
+        if history.epoch:
+            check_not_empty(history.history.get("loss"))
+        return history
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Returns the metrics on held-out data; as `keras.Model.evaluate`."""
+        if not kwargs.get("_use_cached_eval_dataset"):  # Within `fit`, which has checked it.
+            x = self.check_inputs(x)
+        with plain_errors():
+            results = super().evaluate(x, *args, **kwargs)
+        check_not_empty(results)
+        return results
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns reconstructions of all examples as an array; as `keras.Model.predict`."""
+        x = self.check_inputs(x)
+        with plain_errors():
+            return super().predict(x, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Takes one optimizer step; as `keras.Model.train_on_batch`."""
+        return super().train_on_batch(self.check_inputs(x), *args, **kwargs)
+
+    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates a batch; as `keras.Model.test_on_batch`."""
+        return super().test_on_batch(self.check_inputs(x), *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Returns reconstructions of a batch; as `keras.Model.predict_on_batch`."""
+        return super().predict_on_batch(self.check_inputs(x))
+
+    def require_built(self) -> None:
+        """Raises unless the model has its shapes."""
+        if not self.built:
+            raise ValueError(
+                "The model has no shapes yet: call `model.build((None, *image_shape))`, or `fit`. "
+                "Received: an unbuilt model"
+            )
+
+    def check_inputs(self, x: Any) -> Any:
+        """Checks examples, and builds the model from their shape if need be.
+
+        Args:
+            x: Array, or `tf.data.Dataset` of batches, whose values are checked when they are read.
+
+        Returns:
+            What to read in place of `x`.
+
+        Raises:
+            TypeError: If the examples are integers, or neither an array nor a data set.
+            ValueError: If there are none, they do not fit the model, or a value is not a number or
+                not one that the likelihood knows.
+        """
+        if x is None or isinstance(x, list | tuple | dict):
+            raise TypeError(
+                "Examples must be an array, a `tf.data.Dataset` or a `keras.utils.PyDataset`. "
+                f"Received: {type(x).__name__}"
+            )
+        known = self.event_shape if self.built else None
+        if isinstance(x, tf.data.Dataset):
+            x, event_shape = check_dataset(x, self.likelihood, known)
+        elif hasattr(x, "shape"):
+            check_images(x, self.likelihood, known)
+            event_shape = tuple(x.shape[1:])
+        elif isinstance(x, keras.utils.PyDataset):
+            self.check_inputs(keras.utils.unpack_x_y_sample_weight(x[0])[0])
+            return x
+        else:  # A generator: its batches are not seen before Keras asks for them.
+            self.require_built()
+            return x
+        if not self.built:
+            self.build((None, *event_shape))
+        return x

@@ -1,0 +1,42 @@
+"""Pictures of a trained model."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_mcvae.models import MonteCarloVAE
+
+_COLUMNS = 12
+
+
+def draw_images(model: MonteCarloVAE, x: Any, path: pathlib.Path, seed: int = 0) -> None:
+    """Draws data, reconstructions and samples of a model in three rows.
+
+    Args:
+        model: A trained model of images.
+        x: Images `[B, H, W, C]` with one or three channels; the first 12 are shown.
+        path: Where the PNG is written.
+        seed: Seed of the samples.
+    """
+    # The figure's own canvas: no window, no global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    x = tf.convert_to_tensor(x)[:_COLUMNS]
+    rows = {
+        "data": x,
+        "reconstructions": model.reconstruct(x),
+        "samples": model.sample(len(x), seed=seed),
+    }
+    figure = Figure(figsize=(0.75 * len(x) + 1.5, 2.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), len(x), squeeze=False)
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        for cell, image in zip(line, np.clip(images, 0.0, 1.0), strict=True):
+            cell.imshow(image, cmap="gray", vmin=0.0, vmax=1.0)
+            cell.set_xticks([])
+            cell.set_yticks([])
+    figure.savefig(path, dpi=120)

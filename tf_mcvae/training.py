@@ -1,0 +1,281 @@
+"""Carries out a run: data, networks and model, training, scores, export."""
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import keras
+
+from tf_mcvae import datasets, evaluation
+from tf_mcvae.callbacks import (
+    Checkpoint,
+    EpochLine,
+    HistoryWriter,
+    StopOnNonFinite,
+    load_model,
+    read_history,
+    save_model,
+)
+from tf_mcvae.datasets import Data, DataSpec
+from tf_mcvae.evaluation import LogLikelihoodEstimate
+from tf_mcvae.likelihoods import Gaussian
+from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, MonteCarloVAE, StepSize
+from tf_mcvae.networks import Decoder, Encoder
+from tf_mcvae.runs import RunFolder, replacing, write_json
+from tf_mcvae.settings import RunConfig
+
+_MODELS: dict[str, type[MonteCarloVAE]] = {
+    "VAE": VAE,
+    "IWAE": IWAE,
+    "L-MCVAE": LMCVAE,
+    "A-MCVAE": AMCVAE,
+}
+_NUM_SAMPLES = {"IWAE": 10, "A-MCVAE": 5}  # Of the others 1.
+_SCORED_PIXELS = 60_000  # By default; annealed importance sampling then takes about a minute.
+_PACKAGES = ("tf_mcvae", "tensorflow", "keras", "tensorflow-probability", "numpy")
+
+
+def run(config: RunConfig, folder: RunFolder) -> None:
+    """Trains a model, from its checkpoint if the folder has one, scores it and exports it.
+
+    Args:
+        config: The settings.
+        folder: Where to write; it exists.
+    """
+    keras.utils.set_random_seed(config.seed)
+    config, data = load_data(config)
+    saved = load_model(folder.checkpoint) if folder.checkpoint.exists() else None
+    model = saved or build_model(config, data.spec, len(data.train))
+    write_json(folder.config, {"settings": asdict(config), "versions": versions()})
+    print(describe(config, data.spec, model), flush=True)
+    training_seconds = train(config, model, data, folder)
+    save_model(model, folder.model)
+    if config.export:
+        export(model, folder)
+    scores = score(config, model, data) if config.score else {}
+    summary = {
+        "epochs": config.epochs,
+        "num_parameters": model.count_params(),
+        "last_epoch": read_history(folder.history)[-1],
+        "scores": scores,
+        "seconds": {"training": training_seconds},
+    }
+    write_json(folder.metrics, summary)
+    folder.checkpoint.unlink(missing_ok=True)
+    print(f"Written to {folder.path}: {', '.join(folder.written())}", flush=True)
+
+
+def load_data(config: RunConfig) -> tuple[RunConfig, Data]:
+    """Loads the data, shortened to the limits, and completes the settings.
+
+    Returns:
+        The settings, of which those are filled in that hang on the data or the model, so that
+        `config.json` says what was done whatever the defaults become; and the data.
+    """
+    binarize = config.binarize
+    if binarize is None:
+        binarize = config.likelihood != "gaussian"
+    data = _load(config, binarize)
+    likelihood = config.likelihood or data.spec.likelihood
+    if config.binarize is None and binarize and likelihood == "gaussian":
+        binarize = False
+        data = _load(config, binarize)
+    data = data._replace(
+        train=_limited(data.train, config.limit_train_batches),
+        validation=_limited(data.validation, config.limit_validation_batches),
+    )
+    completed = replace(
+        config,
+        binarize=binarize,
+        likelihood=likelihood,
+        num_samples=config.num_samples or _NUM_SAMPLES.get(config.model, 1),
+        score_examples=_score_examples(config, data.spec),
+    )
+    return completed, data
+
+
+def _score_examples(config: RunConfig, spec: DataSpec) -> int:
+    height, width = spec.image_shape[:2]
+    wanted = config.score_examples
+    if wanted is None:
+        wanted = max(1, _SCORED_PIXELS // (height * width))
+    return min(wanted or spec.num_test, spec.num_test)
+
+
+def _load(config: RunConfig, binarize: bool) -> Data:
+    return datasets.load(
+        config.dataset,
+        batch_size=config.batch_size,
+        validation_batch_size=config.validation_batch_size,
+        binarize="dynamic" if binarize else "none",
+        image_size=config.image_size,
+        data_dir=config.data_dir,
+        seed=config.seed,
+    )
+
+
+def _limited(dataset: Any, limit: int | float) -> Any:
+    """Returns the first batches of a dataset: a count, or a fraction of them, but at least one."""
+    count = max(1, int(limit * len(dataset))) if isinstance(limit, float) else limit
+    return dataset.take(count) if count < len(dataset) else dataset
+
+
+def build_model(config: RunConfig, spec: DataSpec, steps_per_epoch: int) -> MonteCarloVAE:
+    """Returns a new model, built and compiled, for settings that `load_data` completed."""
+    networks: dict[str, Any] = {
+        "architecture": config.architecture,
+        "activation": config.activation,
+    }
+    arguments: dict[str, Any] = {
+        "likelihood": Gaussian(config.sigma) if config.likelihood == "gaussian" else "bernoulli",
+        "num_samples": config.num_samples,
+        "seed": config.seed,
+        **_transition_arguments(config),
+    }
+    encoder = Encoder(config.latent_dim, **networks)
+    decoder = Decoder(spec.image_shape, **networks)
+    model = _MODELS[config.model](encoder, decoder, **arguments)
+    model.build((None, *spec.image_shape))
+    optimizer = keras.optimizers.Adam(
+        _learning_rate(config, steps_per_epoch), global_clipnorm=config.gradient_clip or None
+    )
+    model.compile(optimizer, jit_compile=config.jit)
+    return model
+
+
+def _transition_arguments(config: RunConfig) -> dict[str, Any]:
+    """Returns what the constructors of the Monte Carlo models take besides."""
+    own: dict[str, dict[str, Any]] = {
+        "L-MCVAE": {"skip_threshold": config.skip_threshold},
+        "A-MCVAE": {
+            "acceptance": "barker" if config.barker else "metropolis",
+            "alpha_annealing": config.alpha_annealing,
+        },
+    }
+    if config.model not in own:
+        return {}
+    rule = "variance" if config.variance_sensitive_step else "acceptance"
+    rule = "learned" if config.learnable_transitions else rule
+    return {
+        "num_transitions": config.num_transitions,
+        "step_size": StepSize(config.step_size, rule, config.target_acceptance),
+        "schedule": config.schedule,
+        "cloned_decoder": config.cloned_decoder,
+        **own[config.model],
+    }
+
+
+def _learning_rate(config: RunConfig, steps_per_epoch: int) -> Any:
+    if config.lr_schedule == "constant":
+        return config.learning_rate
+    # A value holds up to its boundary, the last step of the epoch before.
+    return keras.optimizers.schedules.PiecewiseConstantDecay(
+        [epoch * steps_per_epoch - 1 for epoch in (10, 20, 30)],
+        [config.learning_rate * 0.25**i for i in range(4)],
+    )
+
+
+def describe(config: RunConfig, spec: DataSpec, model: MonteCarloVAE) -> str:
+    """Returns in two lines what is trained on what."""
+    transitions = f", K={config.num_transitions}" if "MCVAE" in config.model else ""
+    pixels = f"{'binarised' if config.binarize else 'grey or colour'} pixels"
+    return (
+        f"{spec.name}: {spec.num_train} training, {spec.num_validation} validation and "
+        f"{spec.num_test} test images of {'x'.join(map(str, spec.image_shape))}, {pixels}, "
+        f"{config.likelihood} likelihood\n"
+        f"{config.model}: {config.architecture} networks, latent dimension {config.latent_dim}"
+        f"{transitions}, S={config.num_samples}, {model.count_params():,} parameters"
+    )
+
+
+def train(config: RunConfig, model: MonteCarloVAE, data: Data, folder: RunFolder) -> float:
+    """Trains up to the last epoch, from the epoch that the model has reached.
+
+    Returns:
+        The seconds that it took.
+    """
+    # The checkpoint itself knows how far it is, so that no other file can disagree with it.
+    epoch = int(model.step) // len(data.train)
+    if epoch:
+        print(f"Resuming after epoch {epoch} of {config.epochs}", flush=True)
+    datasets.skip_epochs(data.train, epoch)
+    start = time.perf_counter()
+    model.fit(
+        data.train,
+        validation_data=data.validation,
+        initial_epoch=epoch,
+        epochs=config.epochs,
+        shuffle=False,  # The dataset does that.
+        verbose=0,
+        callbacks=[
+            EpochLine(),
+            StopOnNonFinite(),
+            HistoryWriter(folder.history, epoch),
+            Checkpoint(folder.checkpoint),
+        ],
+    )
+    return time.perf_counter() - start
+
+
+def export(model: MonteCarloVAE, folder: RunFolder) -> None:
+    """Writes the SavedModel for TF Serving."""
+    from tf_mcvae.export import export_saved_model
+
+    with replacing(folder.serving) as temporary:
+        export_saved_model(model, temporary, version=1)
+
+
+def score(config: RunConfig, model: MonteCarloVAE, data: Data) -> dict[str, Any]:
+    """Estimates the log-likelihood of test images in all ways, and prints a table of them.
+
+    Returns:
+        For each estimate what `LogLikelihoodEstimate.to_dict` gives, and the seconds it took.
+    """
+    size, count = config.validation_batch_size, config.score_examples
+    test = data.test.unbatch().take(count).batch(size)
+    print(f"log p(x) of {count} test images in nats, ± standard error over the images")
+    scores: dict[str, Any] = {}
+    for key, estimate, arguments in _estimators(config):
+        start = time.perf_counter()
+        result = estimate(model, test, batch_size=size, seed=config.seed, **arguments)
+        seconds = time.perf_counter() - start
+        print(score_text(result, seconds), flush=True)
+        scores[key] = {**result.to_dict(), "seconds": seconds}
+    print(f"negative log-likelihood by AIS: {result.nll:.2f} ± {result.standard_error:.2f} nats")
+    return scores
+
+
+def _estimators(
+    config: RunConfig,
+) -> list[tuple[str, Callable[..., LogLikelihoodEstimate], dict[str, Any]]]:
+    ais = {
+        "num_chains": config.ais_chains,
+        "num_temperatures": config.ais_temperatures,
+        "num_leapfrog_steps": config.ais_leapfrogs,
+    }
+    return [
+        ("bound", evaluation.estimate_bound, {}),
+        ("elbo", evaluation.estimate_elbo, {}),
+        ("iwae", evaluation.estimate_iwae, {"num_samples": config.iwae_samples}),
+        ("ais", evaluation.estimate_log_likelihood, ais),
+    ]
+
+
+def score_text(result: LogLikelihoodEstimate, seconds: float) -> str:
+    """Returns a row of the table of scores."""
+    value = f"{result.mean:9.2f} ± {result.standard_error:.2f}"
+    return f"  {result.method:<16}{value}   {seconds:6.1f} s"
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that results may hang on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,8 @@
+"""Trains, scores and exports a Monte Carlo VAE; see `python train_keras.py --help`."""
+
+import sys
+
+from tf_mcvae.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
