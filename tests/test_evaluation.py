@@ -28,8 +28,8 @@ VAE = MODELS["VAE"]
 
 # Adding an estimator is adding a line.
 ESTIMATORS = {
-    "ELBO": lambda model, data, **kw: estimate_elbo(model, data, 60, **kw),
-    "IWAE": lambda model, data, **kw: estimate_iwae(model, data, 60, **kw),
+    "ELBO": lambda model, data, **kw: estimate_elbo(model, data, 120, **kw),
+    "IWAE": lambda model, data, **kw: estimate_iwae(model, data, 120, **kw),
     "bound": estimate_bound,
     "AIS": lambda model, data, **kw: estimate_log_likelihood(model, data, **QUICK, **kw),
 }
@@ -74,10 +74,11 @@ def test_annealed_importance_sampling_agrees_with_the_evidence(name, start):
 
 
 def test_few_temperatures_are_annealed_too():
-    """Two temperatures are one transition; the gap is then the sampler's, not the schedule's."""
-    result = estimate_log_likelihood(VAE, X, 500, 2, 3)
+    """Two are one transition, at a temperature between the ends: it helps the weights."""
+    result = estimate_log_likelihood(VAE, X, 500, 2, 10)
     assert agrees(result, EVIDENCE)
-    assert result.effective_sample_size[0] > 50
+    direct = estimate_iwae(VAE, X, 500)
+    assert result.monte_carlo_error < 0.9 * direct.monte_carlo_error
 
 
 @pytest.mark.parametrize(("target", "low", "high"), [(0.4, 0.3, 0.6), (0.9, 0.85, 0.95)])
@@ -106,7 +107,10 @@ def test_bound_is_the_models_own(name):
 
 @pytest.mark.parametrize("name", ["ELBO", "IWAE", "AIS"])
 def test_monte_carlo_error_is_the_spread_of_the_draws(name):
-    """Of one example 2000 times over, the estimates spread as the error says, to a fifth."""
+    """Of one example 2000 times over, the estimates spread as the error says, to a fifth.
+
+    Samples come in chunks, whose draws must differ for that.
+    """
     equal = np.repeat(X[:1], 2000, 0)
     if name == "AIS":  # with enough chains for the delta method
         settings = {**QUICK, "num_chains": 60}
@@ -131,8 +135,8 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_all_forms_of_data_give_equal_numbers(form):
     """Batches of 4, 4 and 2, however the data set was batched."""
-    first = estimate_elbo(VAE, X, 60, batch_size=4)
-    other = estimate_elbo(VAE, FORMS[form], 60, batch_size=4)
+    first = estimate_elbo(VAE, X, 9, batch_size=4)
+    other = estimate_elbo(VAE, FORMS[form], 9, batch_size=4)
     np.testing.assert_allclose(other.per_example, first.per_example, rtol=1e-5)
     assert first.per_example.shape == (10,)
     assert first.mean == pytest.approx(first.per_example.mean())
@@ -156,13 +160,9 @@ def test_equal_examples_have_draws_of_their_own():
     assert len(set(result.per_example)) == 6
 
 
-def test_samples_beyond_one_chunk():
-    """Draws come in chunks: the last may be short, and all differ."""
-    result = estimate_elbo(VAE, X, 107)
-    assert result.effective_sample_size[1] > 30
-    assert agrees(result, ELBO)
-    one = estimate_elbo(VAE, X, 100).monte_carlo_error
-    assert estimate_elbo(VAE, X, 1600).monte_carlo_error == pytest.approx(one / 4, rel=0.2)
+def test_monte_carlo_error_shrinks_with_more_samples():
+    few = estimate_elbo(VAE, X, 107).monte_carlo_error
+    assert estimate_elbo(VAE, X, 1712).monte_carlo_error == pytest.approx(few / 4, rel=0.2)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -195,6 +195,23 @@ def test_acceptance_probabilities(acceptance):
     np.testing.assert_allclose(np.exp(log_reject), 1 - accept, atol=2e-8)
 
 
+@pytest.mark.parametrize("acceptance", ["metropolis", "barker"])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_certain_acceptance_stays_finite_when_compiled(acceptance, jit_compile):
+    """Compilers fold constants: the logarithm of no rejection at all must not become -inf."""
+
+    @tf.function(jit_compile=jit_compile)
+    def values_and_gradients(log_ratio):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(log_ratio)
+            values = log_accept_probs(log_ratio, acceptance)
+            chosen = tf.where(log_ratio > -1.0, *values)
+        return values, tape.gradient(chosen, log_ratio)
+
+    results = values_and_gradients(tf.constant([0.0, 3.0, 80.0, -1e-6, -80.0]))
+    assert all(np.all(np.isfinite(value)) for value in tf.nest.flatten(results))
+
+
 def test_langevin_log_ratio_is_that_of_the_two_densities():
     """Against the two transition densities, written out in float64."""
     step, b = 0.3, 0.6

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+import tf_mcvae
 from tf_mcvae import datasets, evaluation
 from tf_mcvae.callbacks import (
     Checkpoint,
@@ -35,7 +36,7 @@ _MODELS: dict[str, type[MonteCarloVAE]] = {
 }
 _NUM_SAMPLES = {"IWAE": 10, "A-MCVAE": 5}  # Of the others 1.
 _SCORED_PIXELS = 60_000  # By default; annealed importance sampling then takes about a minute.
-_PACKAGES = ("tf_mcvae", "tensorflow", "keras", "tensorflow-probability", "numpy")
+_PACKAGES = ("tensorflow", "keras", "tensorflow-probability", "numpy")
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
@@ -271,11 +272,6 @@ def score_text(result: LogLikelihoodEstimate, seconds: float) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that results may hang on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    """Returns the versions of Python, this package, and what it computes with."""
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "tf_mcvae": tf_mcvae.__version__, **packages}

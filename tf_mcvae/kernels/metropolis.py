@@ -70,8 +70,9 @@ def log_accept_probs(log_accept_ratio: tf.Tensor, acceptance: str) -> tuple[tf.T
     if acceptance == "barker":
         return tf.math.log_sigmoid(log_accept_ratio), tf.math.log_sigmoid(-log_accept_ratio)
     log_accept = tf.minimum(log_accept_ratio, 0.0)
-    # The small constant keeps the logarithm finite where a move is certain to be accepted.
-    return log_accept, tf.math.log(1.0 - tf.exp(log_accept) + 1e-8)
+    # The small constant keeps the logarithm finite where a move is certain to be accepted. With
+    # `1 - exp` in place of `expm1`, a compiled graph would add it to the 1, and lose it.
+    return log_accept, tf.math.log(1e-8 - tf.math.expm1(log_accept))
 
 
 def draw_acceptance(log_accept: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
