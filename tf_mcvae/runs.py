@@ -66,6 +66,7 @@ class RunFolder:
         self.history = self.path / "history.csv"
         self.checkpoint = self.path / "checkpoint.keras"
         self.model = self.path / "model.keras"
+        self.images = self.path / "images.png"
         self.serving = self.path / "serving"
 
     @classmethod

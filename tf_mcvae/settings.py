@@ -151,7 +151,7 @@ class RunConfig:
         "draw each pixel anew at every read with its grey value as probability "
         "(default: for a Bernoulli likelihood)",
     )
-    batch_size: int = option(32, DATA, integer(1), "examples in a training batch")
+    batch_size: int = option(50, DATA, integer(1), "examples in a training batch")
     validation_batch_size: int = option(
         50, DATA, integer(1), "examples in a batch of validation and scoring", "val_batch_size"
     )
@@ -171,8 +171,12 @@ class RunConfig:
     num_samples: int | None = option(
         None, MODEL, integer(1), "importance samples or chains S (default: 1; IWAE 10, A-MCVAE 5)"
     )
-    architecture: str = option(
-        "conv", MODEL, choice("conv", "dense", fc="dense"), "conv or dense (fc)", "net_type"
+    architecture: str | None = option(
+        None,
+        MODEL,
+        choice("conv", "dense", fc="dense"),
+        "conv or dense (fc) networks (default: dense for images of less than 16 pixels)",
+        "net_type",
     )
     activation: str = option(
         "gelu",
@@ -205,7 +209,7 @@ class RunConfig:
         "trained, the step sizes follow the acceptance",
     )
     target_acceptance: float = option(
-        0.95,
+        0.9,
         TRANSITIONS,
         number(0.0, 1.0, positive=True),
         "acceptance that the step sizes aim at",
@@ -247,7 +251,7 @@ class RunConfig:
         "use_alpha_annealing",
     )
 
-    epochs: int = option(25, TRAINING, integer(1), "number of epochs", "max_epochs")
+    epochs: int = option(100, TRAINING, integer(1), "number of epochs", "max_epochs")
     learning_rate: float = option(1e-3, TRAINING, number(positive=True), "learning rate of Adam")
     lr_schedule: str = option(
         "constant",
@@ -277,8 +281,8 @@ class RunConfig:
     ais_temperatures: int = option(
         100, SCORING, integer(2), "temperatures of annealed importance sampling"
     )
-    ais_chains: int = option(4, SCORING, integer(1), "its chains for each example")
-    ais_leapfrogs: int = option(3, SCORING, integer(1), "its leapfrog steps at each temperature")
+    ais_chains: int = option(8, SCORING, integer(1), "its chains for each example")
+    ais_leapfrogs: int = option(5, SCORING, integer(1), "its leapfrog steps at each temperature")
 
     name: str | None = option(
         None, OUTPUT, str, "name of the run's folder (default: data set, model, date and time)"

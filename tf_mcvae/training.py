@@ -25,6 +25,7 @@ from tf_mcvae.evaluation import LogLikelihoodEstimate
 from tf_mcvae.likelihoods import Gaussian
 from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, MonteCarloVAE, StepSize
 from tf_mcvae.networks import Decoder, Encoder
+from tf_mcvae.report import draw_images
 from tf_mcvae.runs import RunFolder, replacing, write_json
 from tf_mcvae.settings import RunConfig
 
@@ -54,6 +55,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     print(describe(config, data.spec, model), flush=True)
     training_seconds = train(config, model, data, folder)
     save_model(model, folder.model)
+    with replacing(folder.images) as temporary:
+        draw_images(model, next(iter(data.test)), temporary, seed=config.seed)
     if config.export:
         export(model, folder)
     scores = score(config, model, data) if config.score else {}
@@ -92,10 +95,16 @@ def load_data(config: RunConfig) -> tuple[RunConfig, Data]:
         config,
         binarize=binarize,
         likelihood=likelihood,
+        architecture=config.architecture or _architecture(data.spec),
         num_samples=config.num_samples or _NUM_SAMPLES.get(config.model, 1),
         score_examples=_score_examples(config, data.spec),
     )
     return completed, data
+
+
+def _architecture(spec: DataSpec) -> str:
+    """Returns dense for images on which three halvings would leave no room."""
+    return "dense" if min(spec.image_shape[:2]) < 16 else "conv"
 
 
 def _score_examples(config: RunConfig, spec: DataSpec) -> int:
