@@ -75,10 +75,11 @@ def test_annealed_importance_sampling_agrees_with_the_evidence(name, start):
 
 def test_few_temperatures_are_annealed_too():
     """Two are one transition, at a temperature between the ends: it helps the weights."""
-    result = estimate_log_likelihood(VAE, X, 500, 2, 10)
+    result = estimate_log_likelihood(VAE, X, 10_000, 2, 10)
     assert agrees(result, EVIDENCE)
-    direct = estimate_iwae(VAE, X, 500)
-    assert result.monte_carlo_error < 0.9 * direct.monte_carlo_error
+    direct = estimate_iwae(VAE, X, 10_000)
+    # At one of the ends it would change nothing: a ratio of 1, known to about 1 %.
+    assert result.monte_carlo_error < 0.95 * direct.monte_carlo_error
 
 
 @pytest.mark.parametrize(("target", "low", "high"), [(0.4, 0.3, 0.6), (0.9, 0.85, 0.95)])
@@ -189,7 +190,7 @@ def test_reports(name):
     assert values["settings"]["seed"] == 5
     assert "per_example" not in values
     assert str(result) == (
-        f"{result.method}: log p(x) = {result.mean:.3f} ± {result.standard_error:.3f} nats"
+        f"{result.method}: {result.mean:.3f} ± {result.standard_error:.3f} nats per example"
     )
 
 
@@ -244,3 +245,11 @@ def test_bad_settings(settings, message):
 def test_bad_number_of_samples(estimate):
     with pytest.raises(ValueError, match=r"positive integer.*Received: num_samples=0"):
         estimate(VAE, X, num_samples=0)
+
+
+@pytest.mark.parametrize("num_temperatures", [10, 50, 400])
+def test_pilot_run_reaches_its_target_with_few_temperatures_too(num_temperatures):
+    result = estimate_log_likelihood(
+        VAE, X, num_temperatures=num_temperatures, num_leapfrog_steps=3, target_acceptance=0.7
+    )
+    assert 0.62 < result.acceptance[1] < 0.78

@@ -36,7 +36,8 @@ class LogLikelihoodEstimate:
             this size would lie.
         monte_carlo_error: Standard error from the random draws alone, these examples held fixed.
         per_example: The estimate of each example, `[N]`, in the order of the data.
-        effective_sample_size: Minimum and median over the examples of `(sum w)^2 / sum w^2`.
+        effective_sample_size: Minimum and median over the examples of `(sum w)^2 / sum w^2`, where
+            there is more than one weight.
         acceptance: Minimum and mean over the transitions, where there are any.
         settings: What the estimate was made with, the seed included.
     """
@@ -45,7 +46,7 @@ class LogLikelihoodEstimate:
     mean: float
     standard_error: float
     monte_carlo_error: float
-    effective_sample_size: tuple[float, float]
+    effective_sample_size: tuple[float, float] | None
     acceptance: tuple[float, float] | None
     settings: dict[str, Any]
     per_example: Array = field(repr=False)
@@ -62,7 +63,7 @@ class LogLikelihoodEstimate:
         return _plain(values)
 
     def __str__(self) -> str:
-        return f"{self.method}: log p(x) = {self.mean:.3f} ± {self.standard_error:.3f} nats"
+        return f"{self.method}: {self.mean:.3f} ± {self.standard_error:.3f} nats per example"
 
 
 def estimate_elbo(
@@ -166,7 +167,7 @@ def estimate_log_likelihood(
     anneal = _Annealing(model, num_chains, num_temperatures, num_leapfrog_steps, start)
     pilot_seed, score_seed = random.split(random.as_seed(seed))
     pilot = next(iter(_batches(model, data, min(batch_size, _PILOT_EXAMPLES))))
-    step_sizes = anneal.tune(pilot, pilot_seed, tf.constant(target_acceptance))
+    step_sizes = anneal.tune(pilot, pilot_seed, target_acceptance)
 
     acceptances: list[tuple[int, Array]] = []
 
@@ -207,17 +208,29 @@ class _Annealing:
         self.num_transitions = num_temperatures - 1
         self.num_leapfrogs = num_leapfrogs
         self.start = start
-        self.tune = tf.function(self._tune, reduce_retracing=True)
+        self.follow = tf.function(self._follow, reduce_retracing=True)
         self.score = tf.function(self._score, reduce_retracing=True)
 
-    def _tune(self, x: tf.Tensor, seed: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-        """Returns a step size for each transition, `[T - 1]`, following the acceptance."""
+    def tune(self, x: tf.Tensor, seed: tf.Tensor, target: float) -> tf.Tensor:
+        """Returns a step size for each transition, `[T - 1]`, at the target acceptance.
+
+        The first run follows the acceptance from temperature to temperature. With few temperatures
+        it does not get far; further runs then correct each step size by its own acceptance.
+        """
+        step_sizes = self.follow(x, seed, tf.constant(target))
+        for number in range(min(_MOST_CORRECTIONS, _PILOT_UPDATES // self.num_transitions)):
+            _, acceptance = self.score(x, step_sizes, random.fold_in(seed, number))
+            step_sizes *= tf.exp(_GAIN * (acceptance - target))
+        return step_sizes
+
+    def _follow(self, x: tf.Tensor, seed: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+        """Returns step sizes that follow the acceptance of the transitions before them."""
 
         def step_size(index: tf.Tensor, results: TransitionResults | None) -> tf.Tensor:
             if results is None:
                 return tf.constant(0.1)
             acceptance = tf.reduce_mean(tf.cast(results.is_accepted, tf.float32))
-            return results.step_size * tf.exp(0.2 * (acceptance - target))
+            return results.step_size * tf.exp(_GAIN * (acceptance - target))
 
         return self._run(x, seed, step_size, lambda state, results: results.step_size).trace
 
@@ -280,6 +293,10 @@ def _check_annealing(num_temperatures: Any, target_acceptance: Any, start: Any) 
 
 # Examples whose chains' acceptance the pilot run follows.
 _PILOT_EXAMPLES = 50
+# How fast a step size follows: its logarithm moves by this times what the acceptance is off.
+_GAIN = 0.4
+# Updates of the step size that a pilot run needs, and the most runs that are added to have them.
+_PILOT_UPDATES, _MOST_CORRECTIONS = 300, 30
 
 # Draws for one example held in memory at a time.
 _SAMPLES_AT_A_TIME = 50
@@ -382,12 +399,16 @@ def _summarise(
         standard_error=float(_standard_error(values)),
         monte_carlo_error=float(np.linalg.norm(_standard_error(terms)) / num_examples),
         per_example=values,
-        effective_sample_size=(float(np.min(sizes)), float(np.median(sizes))),
-        acceptance=None
-        if acceptance is None
-        else (float(np.min(acceptance)), float(np.mean(acceptance))),
+        effective_sample_size=_pair(np.min, np.median, sizes) if num_samples > 1 else None,
+        acceptance=None if acceptance is None else _pair(np.min, np.mean, acceptance),
         settings={**settings, "num_examples": num_examples},
     )
+
+
+def _pair(
+    first: Callable[..., Any], second: Callable[..., Any], values: Array
+) -> tuple[float, float]:
+    return float(first(values)), float(second(values))
 
 
 def _plain(value: Any) -> Any:
