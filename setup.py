@@ -24,7 +24,7 @@ setup(
     install_requires=[
         "tensorflow>=2.21,<2.22",
         "keras>=3.14,<3.16",
-        # The [tf] extra brings tf-keras, without which TFP cannot be imported; this package never imports it.
+        # The [tf] extra brings tf-keras, without which TFP cannot be imported.
         "tensorflow-probability[tf]>=0.25,<0.26",
         "tensorflow-datasets>=4.9.10,<5",
         # Imported by TFDS, which forgets to ask for it on current Pythons.

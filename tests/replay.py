@@ -47,7 +47,7 @@ class Fixture:
         """The array with its folded axis s*B+b (after `lead` axes) unfolded to [S, B]."""
         array = self.arrays[name]
         shape = array.shape
-        return array.reshape(shape[:lead] + (self.num_samples, self.batch_size) + shape[lead + 1 :])
+        return array.reshape(*shape[:lead], self.num_samples, self.batch_size, *shape[lead + 1 :])
 
     def draws(self, kind):
         """All draws of a kind in their order, stacked: `[n, S, B, ...]`."""

@@ -4,13 +4,17 @@ import doctest
 import importlib
 import pkgutil
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
 import tf_mcvae
+from tf_mcvae.cli import main
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 MODULES = [
     module.name
@@ -26,6 +30,22 @@ def test_readme(block, tmp_path, monkeypatch, capsys):
     if "estimate_log_likelihood" in block:
         assert "nats" in capsys.readouterr().out
         assert (tmp_path / "digits.keras").exists()
+
+
+def test_compare_runs(tmp_path, monkeypatch, capsys):
+    """Two runs as the example takes them; a run against itself differs by nothing."""
+    line = "--epochs 1 --limit_train_batches 2 --no-export --score-examples 10 --iwae-samples 2"
+    line += f" --ais-temperatures 3 --output-dir {tmp_path}"
+    for model in ("VAE", "IWAE"):
+        assert main([*line.split(), "--model", model, "--name", model]) == 0
+    for pair, zero in ((("VAE", "IWAE"), False), (("VAE", "VAE"), True)):
+        folders = [str(tmp_path / name) for name in pair]
+        monkeypatch.setattr(sys, "argv", ["compare_runs.py", *folders])
+        capsys.readouterr()
+        runpy.run_path(str(ROOT / "examples/compare_runs.py"))
+        printed = capsys.readouterr().out
+        assert re.fullmatch(r"\w+ - \w+: -?[\d.]+ ± [\d.]+ nats per example\n", printed)
+        assert ("0.000 ± 0.000" in printed) is zero
 
 
 def test_readme_names_every_signature_that_is_exported():

@@ -11,7 +11,7 @@ from reference import LinearGaussian, iwae, within
 
 import tf_mcvae
 from tf_mcvae.importance import annealed_importance_sampling
-from tf_mcvae.kernels import HamiltonianMonteCarlo, MetropolisHastings, UncalibratedHamiltonian
+from tf_mcvae.kernels import MetropolisHastings, UncalibratedHamiltonian
 
 PPCA = LinearGaussian()
 X = PPCA.data(3)

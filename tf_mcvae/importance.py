@@ -80,7 +80,6 @@ def annealed_importance_sampling(
         Neal, Annealed Importance Sampling (2001); Thin et al., Monte Carlo Variational
         Auto-Encoders, ICML 2021, arXiv 2106.15921.
     """
-
     results = kernel_fn(tf.constant(0), None).bootstrap_results(initial_state)
     log_q = results.endpoints.log_q
     # The results before the first transition have the shapes of those after each.

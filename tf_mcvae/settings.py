@@ -251,8 +251,13 @@ class RunConfig:
         "use_alpha_annealing",
     )
 
-    epochs: int = option(100, TRAINING, integer(1), "number of epochs", "max_epochs")
-    learning_rate: float = option(1e-3, TRAINING, number(positive=True), "learning rate of Adam")
+    epochs: int = option(150, TRAINING, integer(1), "number of epochs", "max_epochs")
+    learning_rate: float | None = option(
+        None,
+        TRAINING,
+        number(positive=True),
+        "learning rate of Adam (default: 0.001; 0.003 for images of less than 16 pixels)",
+    )
     lr_schedule: str = option(
         "constant",
         TRAINING,

@@ -91,20 +91,18 @@ def load_data(config: RunConfig) -> tuple[RunConfig, Data]:
         train=_limited(data.train, config.limit_train_batches),
         validation=_limited(data.validation, config.limit_validation_batches),
     )
+    # Three halvings would leave a convolutional network no room.
+    small = min(data.spec.image_shape[:2]) < 16
     completed = replace(
         config,
         binarize=binarize,
         likelihood=likelihood,
-        architecture=config.architecture or _architecture(data.spec),
+        architecture=config.architecture or ("dense" if small else "conv"),
+        learning_rate=config.learning_rate or (3e-3 if small else 1e-3),
         num_samples=config.num_samples or _NUM_SAMPLES.get(config.model, 1),
         score_examples=_score_examples(config, data.spec),
     )
     return completed, data
-
-
-def _architecture(spec: DataSpec) -> str:
-    """Returns dense for images on which three halvings would leave no room."""
-    return "dense" if min(spec.image_shape[:2]) < 16 else "conv"
 
 
 def _score_examples(config: RunConfig, spec: DataSpec) -> int:
@@ -179,12 +177,13 @@ def _transition_arguments(config: RunConfig) -> dict[str, Any]:
 
 
 def _learning_rate(config: RunConfig, steps_per_epoch: int) -> Any:
+    rate: Any = config.learning_rate  # A number, once `load_data` has completed the settings.
     if config.lr_schedule == "constant":
-        return config.learning_rate
+        return rate
     # A value holds up to its boundary, the last step of the epoch before.
     return keras.optimizers.schedules.PiecewiseConstantDecay(
         [epoch * steps_per_epoch - 1 for epoch in (10, 20, 30)],
-        [config.learning_rate * 0.25**i for i in range(4)],
+        [rate * 0.25**i for i in range(4)],
     )
 
 

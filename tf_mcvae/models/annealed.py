@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tf_mcvae import random
 from tf_mcvae.annealing import AnnealedPath, get_schedule
 from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.importance import AnnealedSamples, TraceFn, annealed_importance_sampling
 from tf_mcvae.kernels import AnnealedKernel, MetropolisHastings, TransitionResults
 from tf_mcvae.models.base import MonteCarloVAE
 from tf_mcvae.models.step_size import StepSize
-from tf_mcvae import random
 
 
 class TransitionStatistics(NamedTuple):

@@ -1,0 +1,152 @@
+"""The directions of the package's imports, by its syntax trees; and what importing it drags in."""
+
+import ast
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "tf_mcvae"
+
+# What may be imported by what; a folder is one entry. A new module needs a line.
+DATA = {"datasets", "sources"}
+BELOW_MODELS = {
+    "annealing",
+    "bounds",
+    "checks",
+    "importance",
+    "kernels",
+    "likelihoods",
+    "networks",
+    "random",
+}
+LIBRARY = BELOW_MODELS | DATA | {"models", "evaluation", "export"}
+COMMAND = {"callbacks", "report", "runs", "settings", "training"}
+
+MAY_IMPORT = {
+    "random": set(),
+    "likelihoods": {"random"},
+    "checks": {"likelihoods"},
+    "sources": {"random"},
+    "datasets": {"random", "sources"},
+    "networks": {"checks", "random"},
+    "annealing": set(),
+    "bounds": set(),
+    "kernels": {"annealing", "random"},
+    "importance": {"annealing", "kernels", "random"},
+    "models": BELOW_MODELS,
+    "evaluation": BELOW_MODELS - {"networks"} | {"models"},
+    "export": BELOW_MODELS - {"networks"} | {"models", "evaluation"},
+    # The command line and what serves it; they may ask the package for its version.
+    **dict.fromkeys(COMMAND, LIBRARY | COMMAND | {"__init__"}),
+    "cli": LIBRARY | COMMAND,
+    "__init__": LIBRARY,
+    "__main__": {"cli"},
+}
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text())
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def names_imported(tree, deep=True):
+    """The dotted names imported in a module, or only at its top; a `from` gives one for each."""
+    for node in ast.walk(tree) if deep else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # Relative imports would hide the direction.
+            assert node.level == 0, f"line {node.lineno}: import by the full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_of(name):
+    """The module of this package that `tf_mcvae.a.b.C` is or is in, "__init__" for the package."""
+    parts = name.split(".")[1:]
+    for end in range(len(parts), 0, -1):
+        for candidate in (parts[:end], [*parts[:end], "__init__"]):
+            if ".".join(candidate) in MODULES:
+                return ".".join(candidate)
+    return "__init__"
+
+
+@functools.cache
+def imports(module):
+    """The modules of this package that `module` imports."""
+    names = names_imported(MODULES[module])
+    return {module_of(name) for name in names if name.split(".")[0] == "tf_mcvae"}
+
+
+def entry(module):
+    return module.split(".")[0]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_have_the_directions_of_the_design(module):
+    allowed = MAY_IMPORT[entry(module)] | ({entry(module)} if "." in module else set())
+    forbidden = {name for name in imports(module) if entry(name) not in allowed}
+    assert not forbidden
+
+
+def test_no_cycles():
+    """Not between modules, nor between the entries of the table."""
+    for graph in (
+        {module: imports(module) for module in MODULES},
+        {
+            name: {entry(i) for m in MODULES if entry(m) == name for i in imports(m)} - {name}
+            for name in map(entry, MODULES)
+        },
+    ):
+        while graph:
+            leaves = {name for name in graph if not graph[name] & graph.keys()}
+            assert leaves, f"a cycle among {sorted(graph)}"
+            graph = {name: graph[name] for name in graph.keys() - leaves}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_keras_2_is_not_used(module):
+    """Neither TFP's Keras layers, nor Keras but by its own name."""
+    tree = MODULES[module]
+    used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    used |= set(names_imported(tree))
+    forbidden = ("tf_keras", "tfp.layers", "tensorflow_probability.layers", "tf.keras")
+    forbidden += ("tensorflow_probability.python.layers", "tensorflow.keras", "keras.src")
+    assert not [n for n in used if any(n == f or n.startswith(f"{f}.") for f in forbidden)]
+
+
+def test_walk_sees_all_imports():
+    """A walk that sees nothing would pass the tests above."""
+    tree = ast.parse(
+        "def f():\n    from tf_mcvae.models.vae import VAE\n    import tf_mcvae.cli as c"
+    )
+    assert {module_of(name) for name in names_imported(tree)} == {"models.vae", "cli"}
+    assert not list(names_imported(tree, deep=False))
+    assert module_of("tf_mcvae.VAE") == module_of("tf_mcvae") == "__init__"
+    assert module_of("tf_mcvae.kernels.MetropolisHastings") == "kernels.__init__"
+    assert "base" not in imports("models.vae")
+    assert "models.base" in imports("models.vae")
+
+
+OPTIONAL = {"tensorflow_datasets", "sklearn", "matplotlib", "PIL"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_optional_packages_are_imported_where_they_are_used(module):
+    """Not on importing the module. (Keras itself imports some of them, where it finds them.)"""
+    names = names_imported(MODULES[module], deep=False)
+    assert not {name.split(".")[0] for name in names} & OPTIONAL
+
+
+def test_importing_the_package_does_not_import_data_sets_or_the_command_line():
+    code = "import sys, tf_mcvae; print(*sys.modules, sep='\\n')"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    loaded = set(done.stdout.split())
+    assert "tf_mcvae.models.vae" in loaded
+    assert not loaded & {"tensorflow_datasets", "tf_mcvae.cli", "tf_mcvae.training"}
