@@ -141,7 +141,7 @@ def test_limits_count_batches():
     assert (len(data.train), len(data.validation)) == (6, 1)
     assert len(list(data.train)) == 6
     _, data = training.load_data(settings("--limit_train_batches 1.0 --limit_val_batches 99"))
-    assert (len(data.train), len(data.validation)) == (42, 3)
+    assert (len(data.train), len(data.validation)) == (27, 3)
 
 
 WRONG = {
@@ -225,8 +225,22 @@ def test_help_of_the_script_groups_the_flags_and_shows_defaults():
 
 
 def build(line, steps_per_epoch=10):
-    config = settings(f"--net_type fc --num_samples 1 --likelihood bernoulli {line}")
+    config = training.complete(settings(line), DIGITS)
     return training.build_model(config, DIGITS, steps_per_epoch)
+
+
+@pytest.mark.parametrize(
+    ("side", "line", "expected"),
+    [
+        (8, "", ("dense", 3e-3)),
+        (28, "", ("conv", 1e-3)),
+        (8, "--net_type conv --learning_rate 0.01", ("conv", 0.01)),
+    ],
+)
+def test_defaults_suit_the_size_of_the_images(side, line, expected):
+    spec = DataSpec("some", (side, side, 1), "bernoulli", 100, 100, 100)
+    config = training.complete(settings(line), spec)
+    assert (config.architecture, config.learning_rate) == expected
 
 
 @pytest.mark.parametrize(
@@ -293,7 +307,7 @@ def test_pixels_are_binarised_where_the_likelihood_is_bernoulli(
     ("shape", "line", "count"),
     [
         ((8, 8, 1), "", 297),
-        ((28, 28, 1), "", 76),
+        ((28, 28, 1), "", 31),
         ((28, 28, 1), "--score-examples 0", 10_000),
         ((28, 28, 1), "--score-examples 20000", 10_000),
         ((512, 512, 3), "", 1),
@@ -333,6 +347,7 @@ def test_a_run_writes_its_folder(tmp_path, capsys):
     assert saved["settings"] == {
         **dataclasses.asdict(settings(line)),
         "binarize": True,
+        "learning_rate": 0.003,
         "likelihood": "bernoulli",
         "num_samples": 1,
         "output_dir": str(tmp_path),

@@ -133,7 +133,7 @@ def estimate_log_likelihood(
     """Estimates `log p(x)` by annealed importance sampling with Hamiltonian Monte Carlo.
 
     Each chain starts from the encoder and is annealed to the posterior along the sigmoid schedule.
-    A pilot run on the first 50 examples tunes one step size per temperature to the target
+    A pilot run on the first 10 examples tunes one step size per temperature to the target
     acceptance, beginning from 0.1 and moving it by a few per cent from temperature to temperature:
     below some hundred temperatures the target is not reached. The scored run uses other random
     numbers and keeps the steps fixed, so that `E[w] = p(x)` holds.
@@ -292,7 +292,7 @@ def _check_annealing(num_temperatures: Any, target_acceptance: Any, start: Any) 
 
 
 # Examples whose chains' acceptance the pilot run follows.
-_PILOT_EXAMPLES = 50
+_PILOT_EXAMPLES = 10
 # How fast a step size follows: its logarithm moves by this times what the acceptance is off.
 _GAIN = 0.4
 # Updates of the step size that a pilot run needs, and the most runs that are added to have them.

@@ -279,15 +279,15 @@ class RunConfig:
         None,
         SCORING,
         integer(0),
-        "score the first so many test examples; 0: all (default: 60,000 pixels, which is all of "
-        "digits and 76 images of 28x28)",
+        "score the first so many test examples; 0: all (default: 25,000 pixels, which is all of "
+        "digits and 31 images of 28x28)",
     )
     iwae_samples: int = option(500, SCORING, integer(1), "k of the IWAE-k estimate")
     ais_temperatures: int = option(
         100, SCORING, integer(2), "temperatures of annealed importance sampling"
     )
     ais_chains: int = option(8, SCORING, integer(1), "its chains for each example")
-    ais_leapfrogs: int = option(5, SCORING, integer(1), "its leapfrog steps at each temperature")
+    ais_leapfrogs: int = option(3, SCORING, integer(1), "its leapfrog steps at each temperature")
 
     name: str | None = option(
         None, OUTPUT, str, "name of the run's folder (default: data set, model, date and time)"
