@@ -34,8 +34,8 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
-        "test": ["pytest>=8"],
-        "dev": ["pytest>=8", "ruff>=0.12", "mypy>=1.16", "types-setuptools"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "mypy>=1.16", "types-setuptools"],
     },
     entry_points={"console_scripts": ["tf-mcvae-train = tf_mcvae.cli:main"]},
     classifiers=[
