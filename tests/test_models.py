@@ -791,12 +791,33 @@ def test_bad_calls_are_refused(name):
     assert_raises(*BAD_CALLS[name])
 
 
-def test_truncated_file_is_not_loaded(tmp_path):
-    """The error is Keras' own."""
-    path = tmp_path / "model.keras"
-    model = make()
-    model.train_on_batch(X)
-    model.save(path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"accessible `.keras` zip file"):
-        keras.models.load_model(path)
+# Loading.
+
+
+def test_load_model_reads_what_save_wrote(tmp_path):
+    model = tf_mcvae.VAE(
+        tf_mcvae.Encoder(2, architecture="dense"), tf_mcvae.Decoder((4,), architecture="dense")
+    )
+    model.build((None, 4))
+    model.save(tmp_path / "x.keras")
+    x = np.full([3, 4], 0.5, np.float32)
+    loaded = tf_mcvae.load_model(tmp_path / "x.keras")
+    np.testing.assert_array_equal(loaded.bound(x, 1), model.bound(x, 1))
+
+
+def test_load_model_refuses_other_files_in_a_sentence(tmp_path):
+    other = keras.Sequential([keras.layers.Dense(2)])
+    other.build((None, 3))
+    other.save(tmp_path / "other.keras")
+    whole = (tmp_path / "other.keras").read_bytes()
+    (tmp_path / "cut.keras").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.keras").write_bytes(b"")
+    sentences = {
+        "missing.keras": "There is no such file",
+        "cut.keras": "The file is damaged",
+        "empty.keras": "The file is damaged",
+        "other.keras": "The file holds no tf_mcvae model",
+    }
+    for name, sentence in sentences.items():
+        with pytest.raises(ValueError, match=rf"{sentence}.*Received: .*{name}"):
+            tf_mcvae.load_model(tmp_path / name)

@@ -8,8 +8,9 @@ from tf_mcvae.evaluation import (
     estimate_iwae,
     estimate_log_likelihood,
 )
+from tf_mcvae.export import export_saved_model
 from tf_mcvae.likelihoods import Bernoulli, Gaussian, Likelihood
-from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, MonteCarloVAE, StepSize
+from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, MonteCarloVAE, StepSize, load_model
 from tf_mcvae.networks import Decoder, Encoder
 
 __version__ = "0.1.0"
@@ -38,7 +39,9 @@ __all__ = [
     "estimate_iwae",
     "estimate_log_likelihood",
     "evaluation",
+    "export_saved_model",
     "importance",
     "kernels",
     "likelihoods",
+    "load_model",
 ]

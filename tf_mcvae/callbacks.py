@@ -140,18 +140,3 @@ def save_model(model: keras.Model, path: pathlib.Path) -> None:
     """Saves a model to a `.keras` file, in one step."""
     with replacing(path) as temporary:
         model.save(temporary)
-
-
-def load_model(path: pathlib.Path) -> Any:
-    """Loads a `.keras` file.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    try:
-        return keras.models.load_model(path)
-    except Exception as error:  # Depending on where a file is cut off, one of many.
-        raise ValueError(
-            f"The checkpoint is damaged or of another version ({type(error).__name__}); remove the "
-            f"file to train from the beginning. Received: {str(path)!r}"
-        ) from error

@@ -16,14 +16,13 @@ from tf_mcvae.callbacks import (
     EpochLine,
     HistoryWriter,
     StopOnNonFinite,
-    load_model,
     read_history,
     save_model,
 )
 from tf_mcvae.datasets import Data, DataSpec
 from tf_mcvae.evaluation import LogLikelihoodEstimate
 from tf_mcvae.likelihoods import Gaussian
-from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, MonteCarloVAE, StepSize
+from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, MonteCarloVAE, StepSize, load_model
 from tf_mcvae.networks import Decoder, Encoder
 from tf_mcvae.report import draw_images
 from tf_mcvae.runs import RunFolder, replacing, write_json

@@ -1,0 +1,40 @@
+"""Loading saved models."""
+
+import os
+from typing import Any
+
+import keras
+
+from tf_mcvae.models.base import MonteCarloVAE
+
+
+def load_model(path: str | os.PathLike[str]) -> Any:
+    """Loads a model that `model.save("x.keras")` wrote.
+
+    `keras.models.load_model` reads the same files, once this package is imported; its errors about
+    damaged ones are hard to understand.
+
+    Args:
+        path: A `.keras` file.
+
+    Returns:
+        The model, compiled as it was, with its optimizer's state, counters and step sizes.
+
+    Raises:
+        ValueError: If there is no such file, it is damaged, or holds no model of this package.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"There is no such file. Received: {os.fspath(path)!r}")
+    try:
+        model = keras.models.load_model(path)
+    except Exception as error:  # Depending on where a file is cut off, one of many.
+        raise ValueError(
+            "The file is damaged, or was written by another version "
+            f"({type(error).__name__}); save or train the model anew. Received: {os.fspath(path)!r}"
+        ) from error
+    if not isinstance(model, MonteCarloVAE):
+        raise ValueError(
+            "The file holds no tf_mcvae model; `keras.models.load_model` loads others. "
+            f"Received: {type(model).__name__} in {os.fspath(path)!r}"
+        )
+    return model
