@@ -196,7 +196,9 @@ def test_the_output_folder_is_checked_before_training(tmp_path, capsys, monkeypa
     monkeypatch.setattr(training, "run", lambda *args: pytest.fail("started"))
     (tmp_path / "file").write_text("")
     assert run("", tmp_path / "file") == 2
-    assert str(tmp_path / "file") in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "choose another --output-dir. Received: " in error
+    assert str(tmp_path / "file") in error
 
 
 def test_flags_of_other_models_are_pointed_out(tmp_path, capsys, monkeypatch):

@@ -1,7 +1,8 @@
 """The published implementation's recorded numbers are reproduced, given its weights and draws.
 
 States, log weights and bounds to 1e-4 relative, gradients to 1e-3 of their norm, tensor by tensor,
-in eager, graph and XLA execution. `--recorded DIR` reproduces further recorded files.
+in eager, graph and XLA execution. `--recorded DIR` reproduces further recorded files; those of the
+convolutional networks, which are large, are looked for beside the repository (`--runslow`).
 """
 
 from pathlib import Path
@@ -26,13 +27,20 @@ MODES = {
 
 
 def pytest_generate_tests(metafunc):
-    folders = [HERE / "fixtures", *map(Path, metafunc.config.getoption("--recorded"))]
-    paths = [path for folder in folders for path in sorted(folder.glob("*.npz"))]
-    if "path" in metafunc.fixturenames:
-        prefixes = {"test_model": ("vae", "iwae", "lmcvae", "amcvae"), "test_ais": ("nll",)}
-        chosen = prefixes[metafunc.function.__name__]
-        paths = [path for path in paths if path.stem.startswith(chosen)]
-        metafunc.parametrize("path", paths, ids=lambda path: path.stem)
+    if "path" not in metafunc.fixturenames:
+        return
+    prefixes = {"test_model": ("vae", "iwae", "lmcvae", "amcvae"), "test_ais": ("nll",)}
+    folders = {HERE / "fixtures": (), PUBLISHED_CONV: (pytest.mark.slow,)}
+    folders |= {Path(folder): () for folder in metafunc.config.getoption("--recorded")}
+    metafunc.parametrize(
+        "path",
+        [
+            pytest.param(path, id=path.stem, marks=marks)
+            for folder, marks in folders.items()
+            for path in sorted(folder.glob("*.npz"))
+            if path.stem.startswith(prefixes[metafunc.function.__name__])
+        ],
+    )
 
 
 def close(actual, expected, tolerance=1e-4):

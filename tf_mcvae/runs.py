@@ -97,21 +97,29 @@ class RunFolder:
         """Makes the folder, and removes it if nothing was written before an error.
 
         Raises:
-            ValueError: If there is something in it already.
-            OSError: If it cannot be made or written to.
+            ValueError: If there is something in it already, or it cannot be made or written to.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         if any(self.path.iterdir()):
             way = "choose another --name, or remove that folder"
             if self.config.exists() and not self.metrics.exists():
                 way = f"go on with it by `--resume {self.path.name}`, {way}"
             raise ValueError(f"There is a run of this name: {way}. Received: {str(self.path)!r}")
-        tempfile.TemporaryFile(dir=self.path).close()
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
                 self.path.rmdir()  # Only an empty folder can be removed so.
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.path).close()
+        except OSError as error:
+            raise ValueError(
+                f"The output folder cannot be made or written to ({error.strerror}): choose another "
+                f"--output-dir. Received: {str(self.path)!r}"
+            ) from error
 
     def load_config(self) -> RunConfig:
         """Returns the settings of the run."""
