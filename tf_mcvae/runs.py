@@ -117,8 +117,8 @@ class RunFolder:
             tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise ValueError(
-                f"The output folder cannot be made or written to ({error.strerror}): choose another "
-                f"--output-dir. Received: {str(self.path)!r}"
+                f"The output folder cannot be made or written to ({error.strerror}): choose "
+                f"another --output-dir. Received: {str(self.path)!r}"
             ) from error
 
     def load_config(self) -> RunConfig:
