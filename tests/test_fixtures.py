@@ -130,10 +130,10 @@ def check_gradients(fixture, model, gradients):
         for variable, gradient in zip(model.trainable_variables, gradients, strict=True)
     }
 
-    def check(variables, expected):
+    def check(variables, expected, tolerance=1e-3):
         for variable, value in zip(variables, expected, strict=True):
             error = np.linalg.norm(by_variable.pop(variable.path) - value)
-            assert error <= 1e-3 * np.linalg.norm(value), variable.path
+            assert error <= tolerance * np.linalg.norm(value), variable.path
 
     arrays, seen = fixture.arrays, model.trainable_variables
     grads = {n.removeprefix("grad/"): v for n, v in arrays.items() if n.startswith("grad/")}
@@ -145,9 +145,15 @@ def check_gradients(fixture, model, gradients):
     if "transitions.0.log_stepsize" in grads:
         steps = [grads[f"transitions.{k}.log_stepsize"] for k in range(fixture.config["K"])]
         check([model.step_size.log_step_size], [np.array(steps)])
-    for name, attribute in (("logalpha", "log_steepness"), ("beta_logits", "logits")):
-        if f"tempering_{name}" in grads:
-            check([getattr(model.schedule, attribute)], [grads[f"tempering_{name}"]])
+    if "tempering_beta_logits" in grads:
+        check([model.schedule.logits], [grads["tempering_beta_logits"]])
+    if "tempering_logalpha" in grads:
+        # Of a schedule that is all but linear, the recorded derivatives d b_k / d log_steepness are
+        # float32 differences of nearly equal sigmoids, 1 to 3 % off (1.277e-4 was recorded where
+        # float64 derivatives of the temperatures give 1.303e-4, and the library 1.303e-4).
+        cancels = fixture["param/tempering_logalpha"] < -1.0
+        recorded = [grads["tempering_logalpha"]]
+        check([model.schedule.log_steepness], recorded, 3e-2 if cancels else 1e-3)
     assert not by_variable, f"no recorded gradient for {sorted(by_variable)} of {len(seen)}"
 
 
