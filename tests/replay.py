@@ -8,21 +8,12 @@ import ast
 
 import numpy as np
 import tensorflow as tf
-from reference_weights import set_reference_weights
+from reference_weights import group
 
-import tf_mcvae
 from tf_mcvae import random
+from tf_mcvae.migrate import from_state_dict
 
 ROOT_SEED = tf.constant([0, 0])
-ACTIVATIONS = {
-    "ReLU": "relu",
-    "LeakyReLU": "leakyrelu",
-    "Tanh": "tanh",
-    "LogSigmoid": "logsigmoid",
-    "LogSoftmax": "logsoftmax",
-    "Softplus": "softplus",
-    "GELU": "gelu",
-}
 
 
 class Fixture:
@@ -56,68 +47,9 @@ class Fixture:
 
     def model(self):
         """A model of this library with the recorded settings and weights, built."""
-        config = self.config
-        event_shape = self.x.shape[1:]
-        architecture = {"fc": "dense", "conv": "conv"}[config["net_type"]]
-        activation = ACTIVATIONS[config["act_func"].split(".")[-1].rstrip("'>")]
-        hidden = [
-            len(self.arrays[n]) for n in ("param/encoder_net.net.1.weight",) if n in self.arrays
-        ]
-        encoder = tf_mcvae.Encoder(
-            config["hidden_dim"],
-            architecture=architecture,
-            activation=activation,
-            **({"hidden_units": hidden} if hidden else {}),
-        )
-        decoder = tf_mcvae.Decoder(
-            event_shape,
-            architecture=architecture,
-            activation=activation,
-            **({"hidden_units": hidden} if hidden else {}),
-        )
-        likelihood = "bernoulli"
-        if config.get("specific_likelihood") == "gaussian":
-            likelihood = tf_mcvae.Gaussian(scale=config["sigma"])
-        model = self._wrap(encoder, decoder, likelihood)
-        model.build((None, *event_shape))
-        set_reference_weights(encoder, self.arrays, "encoder_net")
-        set_reference_weights(decoder, self.arrays, "decoder_net")
-        if config.get("use_cloned_decoder"):
-            set_reference_weights(model.transition_decoder, self.arrays, "cloned_decoder")
-        self._set_schedule(model)
-        return model
-
-    def _wrap(self, encoder, decoder, likelihood):
-        config, samples = self.config, self.num_samples
-        if config["cls"] == "VAE":
-            return tf_mcvae.VAE(encoder, decoder, likelihood, samples)
-        if config["cls"] == "IWAE":
-            return tf_mcvae.IWAE(encoder, decoder, likelihood, samples)
-        before = [
-            np.exp(self.arrays[f"before/transitions.{k}.log_stepsize"]) for k in range(config["K"])
-        ]
-        rule = "acceptance"
-        if config["learnable_transitions"]:
-            rule = "learned"
-        elif config["variance_sensitive_step"]:
-            rule = "variance"
-        settings = {
-            "num_transitions": config["K"],
-            "num_samples": samples,
-            "schedule": config["annealing_scheme"],
-            "step_size": tf_mcvae.StepSize(before, rule, config["acceptance_rate_target"]),
-            "cloned_decoder": config["use_cloned_decoder"],
-        }
-        if config["cls"] == "LMCVAE":
-            return tf_mcvae.LMCVAE(encoder, decoder, likelihood, **settings)
-        acceptance = "barker" if config["use_barker"] else "metropolis"
-        return tf_mcvae.AMCVAE(encoder, decoder, likelihood, acceptance=acceptance, **settings)
-
-    def _set_schedule(self, model):
-        if "param/tempering_logalpha" in self.arrays:
-            model.schedule.log_steepness.assign(self["param/tempering_logalpha"])
-        if "param/tempering_beta_logits" in self.arrays:
-            model.schedule.logits.assign(self["param/tempering_beta_logits"])
+        weights = {**group(self.arrays, "param"), **group(self.arrays, "before")}
+        settings = {**self.config, "num_samples": self.num_samples}
+        return from_state_dict(weights, settings, self.x.shape[1:])
 
 
 def replay_draws(monkeypatch, fixture):

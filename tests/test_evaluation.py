@@ -6,6 +6,7 @@ number checked, fixed seeds.
 
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -71,6 +72,36 @@ def test_annealed_importance_sampling_agrees_with_the_evidence(name, start):
     assert 0.5 < result.acceptance[1] < 0.8
     assert result.acceptance[0] > 0.3
     assert 8 < result.effective_sample_size[0] <= result.effective_sample_size[1] < 16
+
+
+@pytest.fixture(scope="module")
+def flow_vae():
+    """A model whose flow is far from the identity, but does not spoil the importance weights."""
+    keras.utils.set_random_seed(0)
+    model = PPCA.model(tf_mcvae.FlowVAE, flow="iaf", num_flows=2)
+    rng = np.random.default_rng(0)
+    weights = [weight + 0.05 * rng.normal(size=weight.shape) for weight in model.flow.weights]
+    model.flow.set_weights(weights)
+    return model
+
+
+def test_elbo_and_iwae_of_a_flow(flow_vae):
+    """The flow is part of the encoder."""
+    iwae = estimate_iwae(flow_vae, X, 5000)
+    assert agrees(iwae, EVIDENCE)
+    elbo, bound = estimate_elbo(flow_vae, X, 2000), estimate_bound(flow_vae, np.repeat(X, 200, 0))
+    error = np.hypot(elbo.monte_carlo_error, bound.standard_error)
+    assert abs(elbo.mean - bound.mean) < 5 * error
+    assert abs(elbo.mean - ELBO) > 20 * elbo.monte_carlo_error
+
+
+@pytest.mark.parametrize("start", ["encoder", "prior"])
+def test_annealed_importance_sampling_of_a_flow(start, flow_vae):
+    """From the encoder chains run before the flow, from the prior after it."""
+    result = estimate_log_likelihood(flow_vae, X, 16, 250, 5, start=start, seed=4)
+    assert agrees(result, EVIDENCE)
+    assert result.monte_carlo_error < 0.03
+    assert result.effective_sample_size[0] > 8
 
 
 def test_few_temperatures_are_annealed_too():

@@ -13,7 +13,7 @@ import tf_mcvae
 from tf_mcvae.export import check_servable, export_saved_model
 
 SHAPE, LATENT_DIM, NUM_SAMPLES = (8, 8, 1), 3, 16
-NAMES = ("vae", "iwae", "lmcvae", "amcvae", "conv")
+NAMES = ("vae", "iwae", "flow", "lmcvae", "amcvae", "conv")
 INPUTS = {
     "serving_default": ("x",),
     "encode": ("x",),
@@ -65,6 +65,7 @@ def make_models():
     models = {
         "vae": tf_mcvae.VAE(*networks(), likelihood=gaussian),
         "iwae": tf_mcvae.IWAE(*networks()),
+        "flow": tf_mcvae.FlowVAE(*networks(), flow="bnaf"),
         "lmcvae": cloned,
         "amcvae": tf_mcvae.AMCVAE(*networks(), num_transitions=3, step_size=0.3),
         "conv": tf_mcvae.LMCVAE(*networks("conv"), num_transitions=2, schedule="all_learnable"),
@@ -191,6 +192,8 @@ def test_each_weight_is_stored_once(name, models, folder):
     weights = [*model.encoder.weights, *model.decoder.weights]
     if name == "lmcvae":
         weights += model.transition_decoder.weights
+    if name == "flow":
+        weights += model.flow.weights
     num_bytes = 4 * sum(int(np.prod(weight.shape)) for weight in weights)
     stored = sum(file.stat().st_size for file in (folder / name / "1" / "variables").iterdir())
     # Beside the numbers there is an index of names and shapes.

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import scipy.special
 import tensorflow as tf
-from reference_weights import reference_arrays
+from reference_weights import group, reference_arrays
 from replay import ROOT_SEED, Fixture, replay_draws
 
 from tf_mcvae.importance import annealed_importance_sampling
 from tf_mcvae.kernels import HamiltonianMonteCarlo
+from tf_mcvae.migrate import transition_network_weights
 
 HERE = Path(__file__).parent
 PUBLISHED_CONV = HERE.parent.parent / "shared/reference/conv"
@@ -85,6 +86,7 @@ def test_model(path, mode, monkeypatch):
 def check_loss(fixture, model, estimate):
     """The recorded loss; where it is a surrogate, through the surrogate's formula."""
     loss, bound = float(np.mean(estimate.loss)), float(np.mean(estimate.bound))
+    loss += np.sum(missing_constant(fixture))
     assert np.isfinite(bound)
     if fixture.config["cls"] in ("IWAE", "LMCVAE") and fixture.num_samples > 1:
         log_weights = model.log_weights(fixture.x, ROOT_SEED).numpy().astype(np.float64)
@@ -101,6 +103,18 @@ def check_loss(fixture, model, estimate):
         close(loss, fixture["out/loss"])
 
 
+def missing_constant(fixture):
+    """What the recorded log ratios of learned reverse kernels lack, `[K]`.
+
+    They take the density of the noise for that of the move, which has the Jacobian of scaling it:
+    `(D/2) log(2 e)`.
+    """
+    if not fixture.config.get("use_reverse_kernel"):
+        return np.zeros(1)
+    before = [fixture[f"before/transitions.{k}.log_stepsize"] for k in range(fixture.config["K"])]
+    return 0.5 * fixture.config["hidden_dim"] * np.log(2.0 * np.exp(before))
+
+
 def check_probabilities(log_actual, log_expected):
     """Log-probabilities near 0 are float32 differences of large numbers: compare them as such."""
     close(np.exp(log_actual), np.exp(log_expected))
@@ -108,15 +122,22 @@ def check_probabilities(log_actual, log_expected):
 
 def check_transitions(fixture, model, run):
     states, results, scores = run.trace
+    learned = fixture.config.get("use_score_matching")
     close(model.schedule.inverse_temperatures(), fixture["out/betas"])
     close(run.initial_state, fixture.unfold("out/z0"))
     close(states, fixture.unfold("trace/make_transition.0", 1))
     close(run.state, fixture.unfold("out/z_K"))
-    close(run.log_weights, fixture.unfold("out/sum_log_weights"))
+    constant = missing_constant(fixture)
+    close(run.log_weights - np.sum(constant), fixture.unfold("out/sum_log_weights"))
     assert np.array_equal(results.is_accepted, fixture.unfold("out/acceptance", 1))
     if fixture.config["cls"] == "LMCVAE":
-        close(results.log_ratio, fixture.unfold("trace/make_transition.1", 1))
-        close(scores, fixture.unfold("trace/make_transition.4", 1))
+        ratios = results.log_ratio - constant[:, np.newaxis, np.newaxis]
+        close(ratios, fixture.unfold("trace/make_transition.1", 1))
+        error = tf.reduce_sum(results.drift_error, 0)
+        recorded = fixture["trace/make_transition.3"]
+        close(error, np.sum(recorded, (0, -1), keepdims=True)[..., 0] if learned else 0 * error)
+        if not learned:  # Else the drift was recorded in its place.
+            close(scores, fixture.unfold("trace/make_transition.4", 1))
     else:
         check_probabilities(results.log_choice_prob, fixture.unfold("trace/make_transition.2", 1))
         close(scores, fixture.unfold("trace/make_transition.3", 1))
@@ -144,7 +165,10 @@ def check_gradients(fixture, model, gradients):
         check(network.trainable_variables, reference_arrays(arrays, prefix, "grad"))
     if "transitions.0.log_stepsize" in grads:
         steps = [grads[f"transitions.{k}.log_stepsize"] for k in range(fixture.config["K"])]
-        check([model.step_size.log_step_size], [np.array(steps)])
+        # The constant that learned reverse kernels lack in the recording depends on the step size.
+        reverse = bool(fixture.config.get("use_reverse_kernel"))
+        lacking = 0.5 * fixture.config["hidden_dim"] * reverse
+        check([model.step_size.log_step_size], [np.array(steps) - lacking])
     if "tempering_beta_logits" in grads:
         check([model.schedule.logits], [grads["tempering_beta_logits"]])
     if "tempering_logalpha" in grads:
@@ -154,6 +178,13 @@ def check_gradients(fixture, model, gradients):
         cancels = fixture["param/tempering_logalpha"] < -1.0
         recorded = [grads["tempering_logalpha"]]
         check([model.schedule.log_steepness], recorded, 3e-2 if cancels else 1e-3)
+    for layer, pattern, shape in (
+        (getattr(model, "drift", None), "transitions.{}.add_nn", fixture.x.shape[1:]),
+        (getattr(model, "reverse_kernel", None), "reverse_kernels.{}", None),
+    ):
+        if layer is not None:
+            recorded = transition_network_weights(group(arrays, "grad"), pattern, shape)
+            check([*layer.kernels, *layer.biases], recorded)
     assert not by_variable, f"no recorded gradient for {sorted(by_variable)} of {len(seen)}"
 
 

@@ -17,14 +17,16 @@ BELOW_MODELS = {
     "annealing",
     "bounds",
     "checks",
+    "flows",
     "importance",
     "kernels",
     "likelihoods",
     "networks",
     "random",
+    "transition_networks",
 }
-LIBRARY = BELOW_MODELS | DATA | {"models", "evaluation", "export"}
-COMMAND = {"callbacks", "report", "runs", "settings", "training"}
+LIBRARY = BELOW_MODELS | DATA | {"models", "evaluation", "export", "migrate"}
+COMMAND = {"building", "callbacks", "report", "runs", "settings", "tensorboard", "training"}
 
 MAY_IMPORT = {
     "random": set(),
@@ -33,6 +35,8 @@ MAY_IMPORT = {
     "sources": {"random"},
     "datasets": {"random", "sources"},
     "networks": {"checks", "random"},
+    "flows": {"checks", "random"},
+    "transition_networks": {"checks", "networks", "random"},
     "annealing": set(),
     "bounds": set(),
     "kernels": {"annealing", "random"},
@@ -40,6 +44,7 @@ MAY_IMPORT = {
     "models": BELOW_MODELS,
     "evaluation": BELOW_MODELS - {"networks"} | {"models"},
     "export": BELOW_MODELS - {"networks"} | {"models", "evaluation"},
+    "migrate": {"likelihoods", "models", "networks", "transition_networks"},
     # The command line and what serves it; they may ask the package for its version.
     **dict.fromkeys(COMMAND, LIBRARY | COMMAND | {"__init__"}),
     "cli": LIBRARY | COMMAND,

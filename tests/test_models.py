@@ -18,7 +18,20 @@ import pytest
 import tensorflow as tf
 
 import tf_mcvae
-from tf_mcvae import AMCVAE, IWAE, LMCVAE, VAE, Gaussian, StepSize, random
+from tf_mcvae import (
+    AMCVAE,
+    BNAF,
+    IAF,
+    IWAE,
+    LMCVAE,
+    VAE,
+    FlowVAE,
+    Gaussian,
+    LearnedReverse,
+    RealNVP,
+    StepSize,
+    random,
+)
 from tf_mcvae.models.annealed import AnnealedVAE
 
 SHAPE, LATENT_DIM, K = (4, 4, 1), 2, 2
@@ -72,6 +85,9 @@ CASES = {
     "IWAE-stl": lambda: IWAE(*dense(), num_samples=3, gradient="stl"),
     "IWAE-dreg": lambda: IWAE(*dense(), num_samples=3, gradient="dreg"),
     "IWAE-functional": lambda: IWAE(*functional(), num_samples=3),
+    "FlowVAE-realnvp": lambda: FlowVAE(*dense(), flow=RealNVP((4,)), num_flows=2),
+    "FlowVAE-iaf": lambda: FlowVAE(*dense(), "gaussian", IAF((4,)), num_samples=3),
+    "FlowVAE-bnaf": lambda: FlowVAE(*dense(), flow=BNAF((4, 4)), num_flows=3),
     "LMCVAE": lambda: LMCVAE(*dense(), num_transitions=K, num_samples=3),
     "LMCVAE-sigmoidal": lambda: LMCVAE(*dense(), num_transitions=K, schedule="sigmoidal"),
     "LMCVAE-all-learnable": lambda: LMCVAE(*dense(), num_transitions=K, schedule="all_learnable"),
@@ -87,6 +103,10 @@ CASES = {
     ),
     "LMCVAE-skip": lambda: LMCVAE(*dense(), num_transitions=K, step_size=0.5, skip_threshold=0.9),
     "LMCVAE-per-dimension": lambda: LMCVAE(*dense(), num_transitions=K, step_size=[[0.05, 0.1]]),
+    "LMCVAE-learned-drift": lambda: LMCVAE(*dense(), num_transitions=K, learned_drift=True),
+    "LMCVAE-learned-reverse": lambda: LMCVAE(
+        *dense(), num_transitions=K, num_samples=2, learned_reverse=LearnedReverse([8])
+    ),
     "LMCVAE-vectors": lambda: LMCVAE(
         *sequential((5,)), Gaussian(0.7, learned=True), num_transitions=K, cloned_decoder=True
     ),
@@ -184,6 +204,8 @@ def test_training_learns_and_reports(case, trained):
     names = {"loss", "bound"}
     if is_annealed(model):
         names |= {"acceptance", "step_size", *(f"acceptance_{k + 1}" for k in range(K))}
+    if "drift" in case:
+        names |= {"drift_error"}
     assert set(history) == names | {f"val_{name}" for name in names} | {"grad_norm"}
     assert all(len(values) == 2 and np.all(np.isfinite(values)) for values in history.values())
     # Held-out bounds of both epochs are made with the same draws.
@@ -266,7 +288,8 @@ def test_public_methods(case, trained):
     assert loc.shape == scale.shape == (4, LATENT_DIM)
     assert np.all(scale > 0)
     assert model.decode(tf.zeros([3, 5, LATENT_DIM])).shape == (3, 5, *x.shape[1:])
-    np.testing.assert_allclose(model.reconstruct(x), model.decode(loc), rtol=1e-6)
+    center = model.flow.forward(loc)[0] if isinstance(model, FlowVAE) else loc
+    np.testing.assert_allclose(model.reconstruct(x), model.decode(center), rtol=1e-6)
     assert model.sample(3).shape == (3, *x.shape[1:])
     assert model.posterior_sample(x, 6).shape == (6, 4, LATENT_DIM)
     log_weights = model.log_weights(x)
@@ -475,6 +498,49 @@ def test_gradient_clipping():
     moved = [w - b for w, b in zip(model.trainable_weights, before, strict=True)]
     np.testing.assert_allclose(np.sqrt(sum(np.sum(m**2) for m in moved)), 0.01, rtol=1e-3)
     assert grad_norm > 0.1  # The gradient's own norm.
+
+
+GRAPHS = {"eager": {}, "graph": {"run_eagerly": False}}
+GRAPHS["xla"] = {**GRAPHS["graph"], "jit_compile": True}
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_large_gradients_are_clipped_and_skipped(graph, tmp_path):
+    """Norms are measured first, so that each threshold can be set between two batches' norms."""
+    batches = tf.data.Dataset.from_tensor_slices(X).batch(4)
+    # A rate of 0 leaves the weights, and so the norms, as they are.
+    frozen = make(optimizer=keras.optimizers.SGD(0.0))
+    norms = [frozen.train_on_batch(x, return_dict=True)["grad_norm"] for x in batches]
+    low, high = float(np.mean(np.sort(norms)[:2])), float(np.mean(np.sort(norms)[-2:]))
+    optimizer = keras.optimizers.SGD(0.0, momentum=0.9, global_clipnorm=low)
+    model = make(optimizer=optimizer, skip_gradient_norm=high, **GRAPHS[graph])
+    history = fit(model, batches)
+    assert (history["clipped"], history["skipped"]) == ([3.0], [1.0])
+    np.testing.assert_allclose(history["grad_norm"], np.mean(norms), rtol=1e-5)
+    assert int(model.optimizer.iterations) == 3
+    assert int(model.step) == 4
+    model.save(tmp_path / "skipping.keras")
+    loaded = tf_mcvae.load_model(tmp_path / "skipping.keras")
+    assert loaded.skip_gradient_norm == high
+    assert {"clipped", "skipped"} <= fit(loaded, batches).keys()
+
+
+def test_a_skipped_update_changes_nothing():
+    model = make("LMCVAE", skip_gradient_norm=1e-9, run_eagerly=False)
+    model.optimizer.build(model.trainable_variables)
+    before = [weight.numpy() for weight in [*model.trainable_weights, *model.optimizer.variables]]
+    history = fit(model, epochs=2)
+    assert history["skipped"] == [1.0, 1.0]
+    assert "clipped" not in history
+    assert_same([*model.trainable_weights, *model.optimizer.variables], before)
+
+
+def test_gradients_that_are_no_numbers_are_skipped():
+    model = make(skip_gradient_norm=1e9)
+    weights = [weight.numpy() for weight in model.trainable_weights]
+    model.encoder.trainable_weights[0].assign(np.full_like(weights[0], np.nan))
+    fit(model)
+    assert_same(model.trainable_weights[1:], weights[1:])
 
 
 @pytest.mark.parametrize("model_class", [VAE, LMCVAE, AMCVAE])
@@ -770,6 +836,7 @@ BAD_CALLS = {
     "shape unknown": (lambda: VAE(*dense()).fit(unknown_shape()), ValueError, "must know"),
     "no data": (lambda: make().fit(), TypeError, "must be an array"),
     "pairs": (lambda: make().fit((X, LABELS)), TypeError, "must be an array"),
+    "skipped gradients": (lambda: make(skip_gradient_norm=0.0), ValueError, "above 0"),
     "loss": (lambda: make(loss="mse"), ValueError, "loss and metrics of its own"),
     "metrics": (lambda: make(metrics=["mse"]), ValueError, "loss and metrics of its own"),
     "sample 0": (lambda: make().sample(0), ValueError, "num_samples"),

@@ -9,14 +9,18 @@ from tf_mcvae.evaluation import (
     estimate_log_likelihood,
 )
 from tf_mcvae.export import export_saved_model
+from tf_mcvae.flows import BNAF, IAF, Flow, FlowStack, RealNVP
 from tf_mcvae.likelihoods import Bernoulli, Gaussian, Likelihood
-from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, MonteCarloVAE, StepSize, load_model
+from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, FlowVAE, MonteCarloVAE, StepSize, load_model
 from tf_mcvae.networks import Decoder, Encoder
+from tf_mcvae.transition_networks import LearnedDrift, LearnedReverse
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AMCVAE",
+    "BNAF",
+    "IAF",
     "IWAE",
     "LMCVAE",
     "VAE",
@@ -24,11 +28,17 @@ __all__ = [
     "Bernoulli",
     "Decoder",
     "Encoder",
+    "Flow",
+    "FlowStack",
+    "FlowVAE",
     "Gaussian",
+    "LearnedDrift",
+    "LearnedReverse",
     "LearnedSchedule",
     "Likelihood",
     "LinearSchedule",
     "MonteCarloVAE",
+    "RealNVP",
     "SigmoidalSchedule",
     "StepSize",
     "annealing",

@@ -71,7 +71,8 @@ def estimate_elbo(
 ) -> LogLikelihoodEstimate:
     """Estimates the ELBO of encoder and decoder, `E_q[log p(x, z) - log q(z|x)]`.
 
-    Transitions, where the model has any, take no part. See `estimate_iwae` for the arguments.
+    Transitions, where the model has any, take no part; the flow of a FlowVAE is part of its
+    encoder. See `estimate_iwae` for the arguments.
     """
     return _from_encoder("ELBO", np.mean, model, data, num_samples, batch_size, seed)
 
@@ -145,7 +146,7 @@ def estimate_log_likelihood(
         num_temperatures: T; the chains make T - 1 transitions. At least 2.
         num_leapfrog_steps: Leapfrog steps of a transition.
         target_acceptance: Acceptance that the pilot run tunes to.
-        start: `"encoder"`, or `"prior"` as a cross-check.
+        start: `"encoder"`, in a FlowVAE with its flow; or `"prior"` as a cross-check.
         batch_size: Examples at a time.
         seed: Seed of the draws.
 
@@ -267,11 +268,12 @@ class _Annealing:
 
     def _begin(self, x: tf.Tensor, seed: tf.Tensor) -> tuple[AnnealedPath, tf.Tensor]:
         posterior = self.model.posterior(x)
-        path = self.model.path(x, posterior)
         if self.start == "encoder":
-            return path, self.model.draw_posterior(posterior, self.num_chains, seed)
+            state = self.model.draw_posterior(posterior, self.num_chains, seed)
+            return self.model.path(x, posterior), state
         shape = [self.num_chains, *random.shape_of(posterior.distribution.loc)]
-        path = AnnealedPath(standard_normal_log_prob, path.target_log_prob_fn)
+        # In z, in which a flow takes no part.
+        path = AnnealedPath(standard_normal_log_prob, lambda z: self.model.log_joint(x, z))
         return path, random.normal(shape, seed)
 
 
@@ -317,8 +319,9 @@ def _from_encoder(
     @tf.function(reduce_retracing=True)
     def chunk(x: tf.Tensor, seed: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
         posterior = model.posterior(x)
-        z = model.draw_posterior(posterior, size, seed)
-        return model.log_joint(x, z) - posterior.log_prob(z)
+        path = model.path(x, posterior)
+        state = model.draw_posterior(posterior, size, seed)
+        return path.target_log_prob_fn(state) - path.base_log_prob_fn(state)
 
     def log_weights(x: tf.Tensor, seed: tf.Tensor) -> Array:
         starts = range(0, num_samples, _SAMPLES_AT_A_TIME)

@@ -31,6 +31,7 @@ class TransitionResults(NamedTuple):
         log_choice_prob: Log-probability of the accept or reject that was realised, `[S, B]`; zero
             where the kernel always moves.
         score: Gradient of `log pi_b` at the state that the transition began from, `[S, B, D]`.
+        drift_error: `|drift - score|^2` at that state, `[S, B]`; zero unless the drift is learned.
         step_size: The step size used.
     """
 
@@ -41,15 +42,27 @@ class TransitionResults(NamedTuple):
     is_accepted: tf.Tensor
     log_choice_prob: tf.Tensor
     score: tf.Tensor
+    drift_error: tf.Tensor
     step_size: tf.Tensor
 
 
 class Proposal(NamedTuple):
-    """A proposed state, its endpoints, and the log ratio of the move to it."""
+    """A proposed state, its endpoints, and the log ratio of the move to it.
+
+    Attributes:
+        state: `[S, B, D]`.
+        endpoints: Log-densities and scores there.
+        log_ratio: `[S, B]`.
+        drift_error: `|drift - score|^2` where the move began, `[S, B]`; None for the score itself.
+        own_log_ratio: `[S, B]`, with the kernel itself running backwards, where `log_ratio` is
+            with another: acceptance is judged by it. None where they are the same.
+    """
 
     state: tf.Tensor
     endpoints: Endpoints
     log_ratio: tf.Tensor
+    drift_error: tf.Tensor | None = None
+    own_log_ratio: tf.Tensor | None = None
 
 
 def sum_event(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
@@ -141,6 +154,7 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
             is_accepted=accepted,
             log_choice_prob=zeros,
             score=endpoints.score(self.inverse_temperature),
+            drift_error=zeros,
             step_size=self.step_size,
         )
 
@@ -152,7 +166,8 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
         """Returns the log of the Metropolis-Hastings ratio of a proposal, `[S, B]`."""
         b = self.inverse_temperature
         change = proposal.endpoints.log_prob(b) - endpoints.log_prob(b)
-        return change + proposal.log_ratio
+        own = proposal.own_log_ratio
+        return change + (proposal.log_ratio if own is None else own)
 
     def one_step(
         self, current_state: tf.Tensor, previous_kernel_results: TransitionResults, seed: Any = None
@@ -171,6 +186,7 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
         previous = previous_kernel_results.endpoints
         proposal = self.propose(current_state, previous, proposal_seed)
         log_accept_ratio = self.log_accept_ratio(previous, proposal)
+        zeros = tf.zeros_like(log_accept_ratio)
         return proposal.state, TransitionResults(
             endpoints=proposal.endpoints,
             target_log_prob=proposal.endpoints.log_prob(self.inverse_temperature),
@@ -179,8 +195,9 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
             is_accepted=draw_acceptance(
                 log_accept_probs(log_accept_ratio, "metropolis")[0], test_seed
             ),
-            log_choice_prob=tf.zeros_like(log_accept_ratio),
+            log_choice_prob=zeros,
             score=previous.score(self.inverse_temperature),
+            drift_error=zeros if proposal.drift_error is None else proposal.drift_error,
             step_size=self.step_size,
         )
 
@@ -260,5 +277,6 @@ class MetropolisHastings(tfp.mcmc.TransitionKernel):
             is_accepted=accepted,
             log_choice_prob=tf.where(accepted, log_accept, log_reject),
             score=previous.score(kernel.inverse_temperature),
+            drift_error=tf.zeros_like(log_prob),
             step_size=kernel.step_size,
         )

@@ -2,9 +2,19 @@
 
 from tf_mcvae.models.amcvae import AMCVAE
 from tf_mcvae.models.base import MonteCarloVAE
+from tf_mcvae.models.flow import FlowVAE
 from tf_mcvae.models.lmcvae import LMCVAE
 from tf_mcvae.models.saving import load_model
 from tf_mcvae.models.step_size import StepSize
 from tf_mcvae.models.vae import IWAE, VAE
 
-__all__ = ["AMCVAE", "IWAE", "LMCVAE", "VAE", "MonteCarloVAE", "StepSize", "load_model"]
+__all__ = [
+    "AMCVAE",
+    "IWAE",
+    "LMCVAE",
+    "VAE",
+    "FlowVAE",
+    "MonteCarloVAE",
+    "StepSize",
+    "load_model",
+]

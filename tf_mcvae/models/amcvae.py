@@ -5,10 +5,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_mcvae.annealing import AnnealedPath
 from tf_mcvae.bounds import elbo, score_function_loss
 from tf_mcvae.kernels import MetropolisAdjustedLangevin
-from tf_mcvae.models.annealed import AnnealedVAE
+from tf_mcvae.models.annealed import AnnealedVAE, Transition
 from tf_mcvae.models.base import Estimate
 
 
@@ -63,11 +62,11 @@ class AMCVAE(AnnealedVAE):
         # An unknown acceptance is refused here rather than in the first step of training.
         MetropolisAdjustedLangevin(tf.zeros_like, 0.0, acceptance=acceptance)
 
-    def make_kernel(
-        self, path: AnnealedPath, step_size: tf.Tensor, inverse_temperature: tf.Tensor
-    ) -> MetropolisAdjustedLangevin:
+    def make_kernel(self, transition: Transition) -> MetropolisAdjustedLangevin:
         """Makes a Metropolis-adjusted Langevin kernel."""
-        return MetropolisAdjustedLangevin(path, step_size, inverse_temperature, self.acceptance)
+        return MetropolisAdjustedLangevin(
+            transition.path, transition.step_size, transition.inverse_temperature, self.acceptance
+        )
 
     def bound(self, x: Any, seed: Any = None, num_samples: int | None = None) -> tf.Tensor:
         """Returns the bound that is trained, `mean_s log w_s`, `[B]`, in nats; see the base."""

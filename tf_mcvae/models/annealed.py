@@ -14,6 +14,26 @@ from tf_mcvae.models.base import MonteCarloVAE
 from tf_mcvae.models.step_size import StepSize
 
 
+class Transition(NamedTuple):
+    """What the kernel of one transition is made from.
+
+    Attributes:
+        index: Its number k = 0, ..., K - 1, a scalar tensor.
+        path: From `q(z|x)` to `p(x, z)`.
+        step_size: Scalar or `[D]`.
+        inverse_temperature: Scalar.
+        x: The examples, `[B, ...]`.
+        posterior: The encoder's `q(z|x)`.
+    """
+
+    index: tf.Tensor
+    path: AnnealedPath
+    step_size: tf.Tensor
+    inverse_temperature: tf.Tensor
+    x: tf.Tensor
+    posterior: Any
+
+
 class TransitionStatistics(NamedTuple):
     """What is kept of each transition.
 
@@ -21,11 +41,13 @@ class TransitionStatistics(NamedTuple):
         is_accepted: `[K, S, B]`.
         log_choice_prob: `[K, S, B]`.
         score_std: Standard deviation over S and B of the score before the move, `[K, D]`.
+        drift_error: `[K, S, B]`.
     """
 
     is_accepted: tf.Tensor
     log_choice_prob: tf.Tensor
     score_std: tf.Tensor
+    drift_error: tf.Tensor
 
     @property
     def acceptance(self) -> tf.Tensor:
@@ -39,7 +61,9 @@ def trace_statistics(state: tf.Tensor, results: TransitionResults) -> Transition
     count = tf.cast(tf.size(results.log_ratio), results.score.dtype)
     centred = results.score - tf.reduce_mean(results.score, axis=[0, 1])
     variance = tf.reduce_sum(tf.square(tf.stop_gradient(centred)), axis=[0, 1]) / (count - 1.0)
-    return TransitionStatistics(results.is_accepted, results.log_choice_prob, tf.sqrt(variance))
+    return TransitionStatistics(
+        results.is_accepted, results.log_choice_prob, tf.sqrt(variance), results.drift_error
+    )
 
 
 class AnnealedVAE(MonteCarloVAE):
@@ -101,9 +125,7 @@ class AnnealedVAE(MonteCarloVAE):
             self.transition_decoder(keras.KerasTensor((None, self.latent_dim), dtype="float32"))
             self.transition_decoder.set_weights(self.decoder.get_weights())
 
-    def make_kernel(
-        self, path: AnnealedPath, step_size: tf.Tensor, inverse_temperature: tf.Tensor
-    ) -> AnnealedKernel | MetropolisHastings:
+    def make_kernel(self, transition: Transition) -> AnnealedKernel | MetropolisHastings:
         """Makes the kernel of one transition."""
         raise NotImplementedError
 
@@ -134,7 +156,8 @@ class AnnealedVAE(MonteCarloVAE):
 
         def kernel_fn(index: tf.Tensor, results: TransitionResults | None) -> Any:
             del results
-            return self.make_kernel(path, step_sizes[index], temperatures[index + 1])
+            step_size, temperature = step_sizes[index], temperatures[index + 1]
+            return self.make_kernel(Transition(index, path, step_size, temperature, x, posterior))
 
         return annealed_importance_sampling(
             path,

@@ -85,6 +85,8 @@ class MonteCarloVAE(CheckedModel):
             name: keras.metrics.Mean(name=name) for name in ("loss", "bound", *self.metric_names())
         }
         self._grad_norm = keras.metrics.Mean(name="grad_norm")
+        self._clipped = keras.metrics.Sum(name="clipped")
+        self._skipped = keras.metrics.Sum(name="skipped")
 
     def _counter(self, name: str) -> Any:
         return self.add_weight(
@@ -218,12 +220,43 @@ class MonteCarloVAE(CheckedModel):
         scale = self.optimizer.scale_loss(tf.ones([]))
         variables = self.trainable_variables
         gradients = tape.gradient(objective, [variable.value for variable in variables])
-        self.optimizer.apply(gradients, variables)
+        norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients if g is not None])
+        self._update(gradients, variables, norm / scale)
         self.adapt(estimate.adaptation)
         self.step.assign_add(1)
-        norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients if g is not None])
-        self._grad_norm.update_state(norm / scale)
-        return {**self._track(estimate, weight), "grad_norm": self._grad_norm.result()}
+        shown = {metric.name: metric.result() for metric in self._gradient_metrics()}
+        return {**self._track(estimate, weight), **shown}
+
+    def _update(self, gradients: list[Any], variables: list[Any], norm: tf.Tensor) -> None:
+        """Applies the gradients unless their norm is too large, and counts what is done to them."""
+        self._grad_norm.update_state(norm)
+        if self._clip_norm() is not None:
+            self._clipped.update_state(norm > self._clip_norm())
+        if self.skip_gradient_norm is None:
+            self.optimizer.apply(gradients, variables)
+            return
+        is_small = norm < self.skip_gradient_norm  # False for NaN too.
+        self._skipped.update_state(tf.logical_not(is_small))
+
+        def apply() -> tf.Tensor:
+            self.optimizer.apply(gradients, variables)
+            return tf.constant(True)
+
+        tf.cond(is_small, apply, lambda: tf.constant(False))
+
+    def _clip_norm(self) -> float | None:
+        """Returns the norm to which the optimizer clips, if it does."""
+        # In mixed float16 Keras wraps the optimizer.
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        return getattr(optimizer, "global_clipnorm", None)
+
+    def _gradient_metrics(self) -> list[Any]:
+        """The gradient's norm, and the numbers of clipped and skipped updates where any can be."""
+        if not self.compiled:
+            return [self._grad_norm]
+        clipped = [self._clipped] if self._clip_norm() is not None else []
+        skipped = [self._skipped] if self.skip_gradient_norm is not None else []
+        return [self._grad_norm, *clipped, *skipped]
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluates a batch. Nothing is learned or adapted, and the same call draws the same."""
@@ -252,7 +285,7 @@ class MonteCarloVAE(CheckedModel):
     def metrics(self) -> list[Any]:
         """The metrics that are shown."""
         # Without Keras' own loss tracker, which would be a second, empty `loss`.
-        return [*self._trackers.values(), self._grad_norm]
+        return [*self._trackers.values(), *self._gradient_metrics()]
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Returns the mean loss and bound on held-out data; as `keras.Model.evaluate`.

@@ -23,12 +23,26 @@ class CheckedModel(keras.Model):
     likelihood: Likelihood
     event_shape: tuple[Any, ...]
 
-    def compile(self, optimizer: Any = "adam", **kwargs: Any) -> None:
+    def compile(
+        self, optimizer: Any = "adam", skip_gradient_norm: float | None = None, **kwargs: Any
+    ) -> None:
         """Sets the optimizer and how training runs; as `keras.Model.compile`.
 
+        Args:
+            optimizer: A Keras optimizer or its name; its `global_clipnorm` clips the gradient.
+            skip_gradient_norm: An update whose gradient has not a global norm below this (before
+                any clipping) is left out: weights and optimizer stay as they are. None: off.
+            **kwargs: Further arguments of `keras.Model.compile`.
+
         Raises:
-            ValueError: If a loss or metrics are given, which would have no effect.
+            ValueError: If a loss or metrics are given, which would have no effect, or the norm is
+                not positive.
         """
+        if skip_gradient_norm is not None and not skip_gradient_norm > 0:
+            raise ValueError(
+                "`skip_gradient_norm` must be above 0, or None for off. "
+                f"Received: skip_gradient_norm={skip_gradient_norm!r}"
+            )
         names = ("loss", "loss_weights", "metrics", "weighted_metrics")
         given = [name for name in names if kwargs.get(name) is not None]
         if given:
@@ -37,6 +51,12 @@ class CheckedModel(keras.Model):
                 f"{' and '.join(given)}. Received: {given[0]}={kwargs[given[0]]!r}"
             )
         super().compile(optimizer, **kwargs)
+        self.skip_gradient_norm = skip_gradient_norm
+
+    def get_compile_config(self) -> Any:
+        """Returns the arguments of `compile`."""
+        config = super().get_compile_config()
+        return config and {**config, "skip_gradient_norm": self.skip_gradient_norm}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as before saving."""

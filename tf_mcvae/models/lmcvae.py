@@ -1,15 +1,17 @@
 """L-MCVAE: unadjusted Langevin transitions."""
 
+import math
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tf_mcvae.annealing import AnnealedPath
 from tf_mcvae.bounds import iwae
 from tf_mcvae.kernels import UnadjustedLangevin
-from tf_mcvae.models.annealed import AnnealedVAE
+from tf_mcvae.models.annealed import AnnealedVAE, Transition
 from tf_mcvae.models.base import Estimate
+from tf_mcvae.transition_networks import LearnedDrift, LearnedReverse
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
@@ -35,6 +37,11 @@ class LMCVAE(AnnealedVAE):
         cloned_decoder: Whether the transitions use a separately trained copy of the decoder.
         skip_threshold: Moves whose Metropolis-Hastings probability is at most this are undone.
             **Biased**: above 0 the weights no longer average to `p(x)`.
+        learned_drift: Whether networks give the drifts in the place of the scores, both ways; or a
+            `LearnedDrift` layer. The loss then has the drift-matching term
+            `sum_k |drift_k - score_{b_k}|^2` beside the bound, which stays a bound.
+        learned_reverse: Whether networks give the kernels that lead backwards; or a
+            `LearnedReverse` layer.
         seed: Integer from which all random numbers are drawn.
 
     Example:
@@ -54,27 +61,88 @@ class LMCVAE(AnnealedVAE):
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
     """
 
-    def __init__(self, *args: Any, skip_threshold: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        skip_threshold: float = 0.0,
+        learned_drift: Any = False,
+        learned_reverse: Any = False,
+        **kwargs: Any,
+    ) -> None:
         if not 0.0 <= skip_threshold < 1.0:
             raise ValueError(
                 "`skip_threshold` is a probability, at least 0 and below 1. "
                 f"Received: skip_threshold={skip_threshold!r}"
             )
+        drift = _layer_or_none("learned_drift", learned_drift, LearnedDrift)
+        reverse = _layer_or_none("learned_reverse", learned_reverse, LearnedReverse)
+        self._learns_drift = drift is not None  # The base asks for the metrics' names.
         super().__init__(*args, **kwargs)
         self.skip_threshold = skip_threshold
+        self.drift, self.reverse_kernel = drift, reverse
+        if reverse is not None and not np.all(self.step_size.initial > 0):
+            raise ValueError(
+                "A learned reverse kernel needs step sizes above 0, as the density of the move "
+                f"enters the weight. Received: {self.step_size.initial!r}"
+            )
 
-    def make_kernel(
-        self, path: AnnealedPath, step_size: tf.Tensor, inverse_temperature: tf.Tensor
-    ) -> UnadjustedLangevin:
+    def metric_names(self) -> tuple[str, ...]:
+        """With a learned drift, its squared distance from the score too."""
+        return (*super().metric_names(), *(("drift_error",) if self._learns_drift else ()))
+
+    def build(self, input_shape: tuple[Any, ...]) -> None:
+        """Builds networks, schedule, step sizes, drifts and reverse kernels."""
+        super().build(input_shape)
+        if self.drift is not None and not self.drift.built:
+            num_features = math.prod(self.event_shape)
+            self.drift.build(self.num_transitions, self.latent_dim, num_features)
+        if self.reverse_kernel is not None and not self.reverse_kernel.built:
+            self.reverse_kernel.build(self.num_transitions, self.latent_dim)
+            steps = np.asarray(self.step_size.values())
+            self.reverse_kernel.begin_at(steps.reshape(self.num_transitions, -1))
+
+    def make_kernel(self, transition: Transition) -> UnadjustedLangevin:
         """Makes an unadjusted Langevin kernel."""
-        return UnadjustedLangevin(path, step_size, inverse_temperature, self.skip_threshold)
+        index, drift, reverse = transition.index, self.drift, self.reverse_kernel
+        loc = transition.posterior.mean() if reverse is not None else None
+        return UnadjustedLangevin(
+            transition.path,
+            transition.step_size,
+            transition.inverse_temperature,
+            self.skip_threshold,
+            None if drift is None else lambda z: drift(z, transition.x, index),
+            None if reverse is None else lambda z: reverse(z, loc, index),
+        )
 
     def estimate(self, x: tf.Tensor, seed: tf.Tensor, training: bool) -> Estimate:
-        """Evaluates the bound on a batch."""
+        """Evaluates the bound, and the drift-matching loss if there is one, on a batch."""
         run = self.run_transitions(x, seed, self.num_samples, training)
-        bound = iwae(run.log_weights)
-        return Estimate(-bound, bound, self.transition_metrics(run.trace), run.trace)
+        bound, metrics = iwae(run.log_weights), self.transition_metrics(run.trace)
+        if self.drift is None:
+            return Estimate(-bound, bound, metrics, run.trace)
+        error = tf.reduce_mean(tf.reduce_sum(run.trace.drift_error, axis=0), axis=0)
+        metrics["drift_error"] = tf.reduce_mean(error)
+        return Estimate(error - bound, bound, metrics, run.trace)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "skip_threshold": self.skip_threshold}
+        serialise = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "skip_threshold": self.skip_threshold,
+            "learned_drift": False if self.drift is None else serialise(self.drift),
+            "learned_reverse": False
+            if self.reverse_kernel is None
+            else serialise(self.reverse_kernel),
+        }
+
+
+def _layer_or_none(name: str, given: Any, layer: type[keras.layers.Layer]) -> Any:
+    """Returns the layer given, a new one for True, None for False."""
+    if isinstance(given, layer):
+        return given
+    if not isinstance(given, bool):
+        raise TypeError(
+            f"`{name}` must be True, False or a {layer.__name__} layer. Received: {name}={given!r}"
+        )
+    return layer() if given else None
