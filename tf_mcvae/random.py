@@ -1,10 +1,12 @@
 """Stateless random numbers that agree between eager, graph and XLA execution.
 
-Every draw in the package comes from here. A *seed* is an `int32` tensor of shape `[2]`, or one of
-shape `[B, 2]` that gives each row of the batch a seed of its own, so that what is drawn for a row
-does not depend on the rows beside it (a server that batches requests needs this).
+Every draw in the package comes from here. A *seed* is an `int32` tensor of shape `[2]`. With two
+further forms what is drawn for a row of the batch does not depend on the rows beside it: `[B, 2]`
+gives each row a seed of its own (a server that batches requests needs this); `[3]`, from `at_row`,
+is a seed and the number of the first row (for data that is scored in chunks, at less cost).
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ _UNIT = 2.0**-23
 # Named in every call: what TensorFlow chooses by itself gives other numbers under XLA when a seed
 # is negative, and is slow there.
 _ALGORITHM = "philox"
+_PHILOX = 1  # Its number, for the op that takes a counter.
 
 
 def as_seed(seed: Any) -> tf.Tensor:
@@ -31,7 +34,8 @@ def as_seed(seed: Any) -> tf.Tensor:
         low, high = int(seed) & 0xFFFFFFFF, (int(seed) >> 32) & 0xFFFFFFFF
         return tf.constant(np.array([high, low], np.uint32).view(np.int32))
     if isinstance(seed, tf.Tensor):
-        if seed.dtype.is_integer and seed.shape.rank in (1, 2) and seed.shape[-1] == 2:
+        is_pair = seed.shape.rank in (1, 2) and seed.shape[-1] == 2
+        if seed.dtype.is_integer and (is_pair or seed.shape == [3]):
             return tf.cast(seed, tf.int32)
     elif isinstance(seed, list | tuple | np.ndarray):
         array = np.asarray(seed)
@@ -43,6 +47,14 @@ def as_seed(seed: Any) -> tf.Tensor:
     )
 
 
+def at_row(seed: tf.Tensor, first_row: Any) -> tf.Tensor:
+    """Returns the seed `[3]` for rows `first_row`, `first_row + 1`, ... of a larger batch.
+
+    A batch that is drawn in parts then has the numbers of one that is drawn at once.
+    """
+    return tf.concat([seed, [tf.cast(first_row, tf.int32)]], axis=0)
+
+
 def split(seed: tf.Tensor, num: int = 2) -> list[tf.Tensor]:
     """Returns `num` independent seeds of the same shape as `seed`."""
 
@@ -50,7 +62,7 @@ def split(seed: tf.Tensor, num: int = 2) -> list[tf.Tensor]:
         return tf.random.split(seed, num, alg=_ALGORITHM)
 
     if seed.shape.rank == 1:
-        return tf.unstack(draw(seed))
+        return [tf.concat([part, seed[2:]], axis=0) for part in tf.unstack(draw(seed[:2]))]
     return tf.unstack(tf.map_fn(draw, seed), num, axis=1)
 
 
@@ -60,7 +72,9 @@ def fold_in(seed: tf.Tensor, data: Any) -> tf.Tensor:
     def draw(seed: tf.Tensor) -> tf.Tensor:
         return tf.random.fold_in(seed, data, alg=_ALGORITHM)
 
-    return draw(seed) if seed.shape.rank == 1 else tf.map_fn(draw, seed)
+    if seed.shape.rank == 1:
+        return tf.concat([draw(seed[:2]), seed[2:]], axis=0)
+    return tf.map_fn(draw, seed)
 
 
 def _integers(shape: Any, seed: tf.Tensor) -> tf.Tensor:
@@ -71,11 +85,29 @@ def _integers(shape: Any, seed: tf.Tensor) -> tf.Tensor:
             shape, seed, minval=None, maxval=None, dtype=tf.int32, alg=_ALGORITHM
         )
 
-    if seed.shape.rank == 1:
+    if seed.shape == [2]:
         return draw(shape, seed)
-    # A seed for each row: the batch is axis 1 of [S, B, ...].
+    # The batch is axis 1 of [S, B, ...].
     row_shape = [shape[0], *shape[2:]]
+    if seed.shape == [3]:
+        return _integers_from_row(shape[1], row_shape, seed)
     return tf.einsum("bs...->sb...", tf.map_fn(lambda row: draw(row_shape, row), seed))
+
+
+def _integers_from_row(num_rows: Any, row_shape: list[Any], seed: tf.Tensor) -> tf.Tensor:
+    """Draws `[S, B, ...]`; the counter of the generator stands where the first row begins."""
+    size = math.prod(row_shape)
+    blocks = (size + 3) // 4  # A count of the generator's counter is four integers.
+    start = tf.cast(seed[2], tf.uint64) * tf.cast(blocks, tf.uint64)
+    integers = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[num_rows, 4 * blocks],
+        key=tf.reshape(tf.bitcast(seed[:2], tf.uint64), [1]),
+        counter=tf.stack([start, tf.zeros_like(start)]),
+        alg=_PHILOX,
+        dtype=tf.int32,
+    )
+    rows = tf.reshape(integers[:, :size], [num_rows, *row_shape])
+    return tf.einsum("bs...->sb...", rows)
 
 
 def _bits(shape: Any, seed: tf.Tensor) -> tf.Tensor:
@@ -88,8 +120,8 @@ def uniform(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     """Draws from the uniform distribution on `[0, 1)`.
 
     Args:
-        shape: The shape `[S, B, ...]`. With a seed for each row, axis 1 is the batch.
-        seed: Seed tensor `[2]` or `[B, 2]`.
+        shape: The shape `[S, B, ...]`. With `[B, 2]` or `[3]` seeds, axis 1 is the batch.
+        seed: Seed tensor `[2]`, `[B, 2]` or `[3]`.
 
     Returns:
         `float32` tensor of shape `shape`, equal in eager, graph and XLA execution.
@@ -103,8 +135,8 @@ def normal(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     The largest value that can come out is 5.3, as 23 random bits stand behind each draw.
 
     Args:
-        shape: The shape `[S, B, ...]`. With a seed for each row, axis 1 is the batch.
-        seed: Seed tensor `[2]` or `[B, 2]`.
+        shape: The shape `[S, B, ...]`. With `[B, 2]` or `[3]` seeds, axis 1 is the batch.
+        seed: Seed tensor `[2]`, `[B, 2]` or `[3]`.
 
     Returns:
         `float32` tensor of shape `shape`, equal to rounding in eager, graph and XLA execution.
