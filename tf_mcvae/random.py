@@ -61,8 +61,10 @@ def split(seed: tf.Tensor, num: int = 2) -> list[tf.Tensor]:
     def draw(seed: tf.Tensor) -> tf.Tensor:
         return tf.random.split(seed, num, alg=_ALGORITHM)
 
-    if seed.shape.rank == 1:
+    if seed.shape == [3]:
         return [tf.concat([part, seed[2:]], axis=0) for part in tf.unstack(draw(seed[:2]))]
+    if seed.shape.rank == 1:
+        return tf.unstack(draw(seed))
     return tf.unstack(tf.map_fn(draw, seed), num, axis=1)
 
 
@@ -72,9 +74,9 @@ def fold_in(seed: tf.Tensor, data: Any) -> tf.Tensor:
     def draw(seed: tf.Tensor) -> tf.Tensor:
         return tf.random.fold_in(seed, data, alg=_ALGORITHM)
 
-    if seed.shape.rank == 1:
+    if seed.shape == [3]:
         return tf.concat([draw(seed[:2]), seed[2:]], axis=0)
-    return tf.map_fn(draw, seed)
+    return draw(seed) if seed.shape.rank == 1 else tf.map_fn(draw, seed)
 
 
 def _integers(shape: Any, seed: tf.Tensor) -> tf.Tensor:
@@ -85,7 +87,7 @@ def _integers(shape: Any, seed: tf.Tensor) -> tf.Tensor:
             shape, seed, minval=None, maxval=None, dtype=tf.int32, alg=_ALGORITHM
         )
 
-    if seed.shape == [2]:
+    if seed.shape.rank == 1 and seed.shape != [3]:
         return draw(shape, seed)
     # The batch is axis 1 of [S, B, ...].
     row_shape = [shape[0], *shape[2:]]
