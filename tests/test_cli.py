@@ -12,8 +12,9 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tf_mcvae import callbacks, cli, training
+from tf_mcvae import building, callbacks, cli, training
 from tf_mcvae.datasets import DataSpec
 from tf_mcvae.runs import RunFolder, replacing, write_json
 from tf_mcvae.settings import RunConfig
@@ -32,9 +33,7 @@ def run(line, output_dir):
 
 
 def settings(line):
-    given = vars(cli.make_parser().parse_args(shlex.split(line)))
-    given.pop("==SUPPRESS==", None)
-    return RunConfig(**given)
+    return RunConfig(**vars(cli.make_parser().parse_args(shlex.split(line))))
 
 
 # Command lines of the reference: its README, and of its scripts one of each kind.
@@ -93,7 +92,7 @@ REFERENCE = {
     "--net_type fc --num_samples 50 --max_epochs 100 --gpus 1 --specific_likelihood gaussian "
     "--sigma 0.1": {"architecture": "dense", "likelihood": "gaussian", "sigma": 0.1},
     "--model A-MCVAE --val_batch_size 10 --use_barker yes --learnable_transitions t "
-    "--use_cloned_decoder 1 --n_leapfrogs 3 --use_score_matching False --use_transforms no "
+    "--use_cloned_decoder 1 --n_leapfrogs 4 --use_score_matching False --use_transforms no "
     "--num_flows 1 --grad_skip_val 0.0 --binarize n --act_func logsigmoid": {
         "validation_batch_size": 10,
         "barker": True,
@@ -101,6 +100,25 @@ REFERENCE = {
         "cloned_decoder": True,
         "binarize": False,
         "activation": "logsigmoid",
+        "ais_leapfrogs": 4,
+        "learned_drift": False,
+        "gradient_skip": 0.0,
+    },
+    "--model VAE_with_flows --dataset mnist --binarize True --hidden_dim 64 --batch_size 100 "
+    "--net_type conv --num_samples 1 --max_epochs 100 --gpus 1 --num_flows 5": {
+        "model": "FlowVAE",
+        "num_flows": 5,
+        "flow_type": "realnvp",
+        "gpus": 1,
+    },
+    "--model LMCVAE --use_score_matching True --use_reverse_kernel y --grad_skip_val 1000": {
+        "learned_drift": True,
+        "learned_reverse": True,
+        "gradient_skip": 1000.0,
+    },
+    "--model lmcvae --use_transforms True --use_reverse_kernel False": {
+        "learned_drift": True,
+        "learned_reverse": False,
     },
 }
 
@@ -163,13 +181,25 @@ WRONG = {
     "--dataset imagenet": "imagenet",
     "--hidden_dims 3": "did you mean --hidden_dim?",
     "--batch_size": "--batch-size",
-    # Not here yet.
-    "--model VAE_with_flows": "--model",
-    "--num_flows 5": "--num_flows",
-    "--use_score_matching True": "--use_score_matching",
-    "--use_transforms True": "--use_transforms",
-    "--use_reverse_kernel y": "--use_reverse_kernel",
-    "--grad_skip_val 1000": "--grad_skip_val",
+    "--num_flows 0": "--num-flows",
+    "--flow-type spline": "--flow-type",
+    "--grad_skip_val -1": "--grad_skip_val",
+    "--gpus -1": "--gpus",
+    "--nll-every -1": "--nll-every",
+    # Of schedules the form is looked at first, then the class, then its arguments.
+    "--lr-schedule cosine": "by name and written out",
+    "--lr-schedule 'CosineDecay(100)'": "by name and written out",
+    "--lr-schedule 'CosineDecay(decay_steps=open(\"x\"))'": "by name and written out",
+    "--lr-schedule 'CosineDecay(decay_steps=3'": "by name and written out",
+    "--lr-schedule 'schedules.CosineDecay(decay_steps=3)'": "by name and written out",
+    "--lr-schedule 'Sawtooth(decay_steps=3)'": "no learning-rate schedule Sawtooth; it has Cosine",
+    "--lr-schedule 'LearningRateSchedule()'": "no learning-rate schedule",
+    "--lr-schedule 'CosineDecay(steps=3)'": "'steps'",
+    "--lr-schedule 'CosineDecay(**{\"decay_steps\": 3})'": "'**'",
+    "--lr-schedule 'CosineDecay()'": "'decay_steps'",
+    "--lr-schedule 'CosineDecay(decay_steps=0)'": "do not fit CosineDecay(",
+    "--lr-schedule 'ExponentialDecay(decay_steps=\"x\", decay_rate=1)'": "do not fit",
+    "--lr-schedule 'PiecewiseConstantDecay(boundaries=[3], values=[1.0])'": "do not fit",
     "--learnable_transitions True --step_size 0": "step size",
     "--resume nothing": "nothing",
     "--resume": "no such run",
@@ -208,6 +238,18 @@ def test_flags_of_other_models_are_pointed_out(tmp_path, capsys, monkeypatch):
     assert "--num-transitions changes nothing for VAE" in error
     assert "--barker" in error
     assert "--latent-dim" not in error
+    line = "--model FlowVAE --num_flows 3 --use_score_matching True --use_reverse_kernel True"
+    assert run(f"{line} --nll-every 2", tmp_path) == 0
+    error = capsys.readouterr().err
+    assert "--learned-drift changes nothing for FlowVAE" in error
+    assert "--learned-reverse changes nothing for FlowVAE" in error
+    assert "--num-flows" not in error
+    assert "--nll-every changes nothing without --logdir" in error
+    assert run("--model A-MCVAE --num_flows 3 --flow-type iaf --logdir x", tmp_path) == 0
+    error = capsys.readouterr().err
+    assert "--num-flows changes nothing for A-MCVAE" in error
+    assert "--flow-type changes nothing for A-MCVAE" in error
+    assert "--logdir" not in error
 
 
 def test_help_of_the_script_groups_the_flags_and_shows_defaults():
@@ -218,9 +260,11 @@ def test_help_of_the_script_groups_the_flags_and_shows_defaults():
     text = result.stdout
     for field in dataclasses.fields(RunConfig):
         assert f"--{field.name.replace('_', '-')}" in text
-    for name in ("--hidden_dim", "--K", "--gpus", "--n_leapfrogs", "A-MCVAE only:", "training:"):
+    for name in ("--hidden_dim", "--K", "--use_transforms", "--n_leapfrogs", "--num-flows"):
         assert name in text
-    assert "(default: L-MCVAE)" in text
+    for title in ("L-MCVAE only:", "A-MCVAE only:", "FlowVAE only:", "training:"):
+        assert f"\n{title}\n" in text
+    assert "FlowVAE (VAE_with_flows) (default: L-MCVAE)" in " ".join(text.split())
 
 
 # Settings to models.
@@ -228,7 +272,7 @@ def test_help_of_the_script_groups_the_flags_and_shows_defaults():
 
 def build(line, steps_per_epoch=10):
     config = training.complete(settings(line), DIGITS)
-    return training.build_model(config, DIGITS, steps_per_epoch)
+    return building.build_model(config, DIGITS, steps_per_epoch)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +317,34 @@ def test_flags_reach_the_model():
     assert model.encoder.get_config()["activation"] == "relu"
 
 
+@pytest.mark.parametrize("line", ["", "--model VAE", "--grad_skip_val 0"])
+def test_features_are_off_without_their_flags(line):
+    model = build(line)
+    assert model.skip_gradient_norm is None
+    assert model.optimizer.global_clipnorm is None
+    assert not [weight for weight in model.weights if "learned" in weight.path]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "kind"), [("realnvp", 5, "RealNVP"), ("iaf", 2, "IAF"), ("bnaf", 1, "BNAF")]
+)
+def test_the_flags_of_flows_reach_the_model(name, count, kind):
+    model = build(f"--model VAE_with_flows --num_flows {count} --flow-type {name}")
+    assert type(model).__name__ == "FlowVAE"
+    assert [type(flow).__name__ for flow in model.flow.flows] == [kind] * count
+
+
+def test_learned_drifts_reverse_kernels_and_skipping_reach_the_model():
+    sizes = {
+        line: build(line).count_params()
+        for line in ("", "--use_score_matching True", "--use_reverse_kernel True")
+    }
+    assert build("--use_transforms True").get_config()["learned_drift"]
+    assert build("--use_reverse_kernel True").get_config()["learned_reverse"]
+    assert len(set(sizes.values())) == 3
+    assert build("--grad_skip_val 7").skip_gradient_norm == 7.0
+
+
 def test_the_reference_schedule_quarters_the_rate_at_epochs_10_20_and_30():
     rate = build("--lr_schedule reference --learning_rate 0.01").optimizer._learning_rate
     epochs = [0, 9, 10, 19, 20, 29, 30, 50]
@@ -281,6 +353,59 @@ def test_the_reference_schedule_quarters_the_rate_at_epochs_10_20_and_30():
     expected = [0.01 * 0.25 ** min(epoch // 10, 3) for epoch in epochs]
     np.testing.assert_allclose(first, expected, rtol=1e-6)
     np.testing.assert_allclose(last, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("side", "line", "expected"),
+    [
+        (28, "--model L-MCVAE", "reference"),
+        (16, "--model A-MCVAE", "reference"),
+        (28, "--model VAE", "constant"),
+        (28, "--model IWAE", "constant"),
+        (28, "--model FlowVAE", "constant"),
+        (8, "--model L-MCVAE", "constant"),
+        (8, "--model A-MCVAE --lr-schedule Reference", "reference"),
+        (28, "--model A-MCVAE --lr-schedule constant", "constant"),
+    ],
+)
+def test_the_rate_decays_by_default_where_it_did_in_the_reference(side, line, expected):
+    spec = DataSpec("some", (side, side, 1), "bernoulli", 100, 100, 100)
+    assert training.complete(settings(line), spec).lr_schedule == expected
+
+
+STEPS = np.array([0, 1, 30, 99, 100, 250])
+SCHEDULES = {
+    "CosineDecay(decay_steps=100, alpha=0.1)": 0.02
+    * (0.1 + 0.45 * (1.0 + np.cos(np.pi * np.minimum(STEPS / 100, 1.0)))),
+    "CosineDecay(decay_steps=100, initial_learning_rate=0.0, warmup_target=0.5, "
+    "warmup_steps=1000)": 0.5 * STEPS / 1000,
+    " ExponentialDecay(decay_steps=50, decay_rate=0.5, staircase=True) ": 0.02
+    * 0.5 ** (STEPS // 50),
+    "InverseTimeDecay(decay_steps=10, decay_rate=2)": 0.02 / (1.0 + STEPS / 5),
+    "PolynomialDecay(decay_steps=200, end_learning_rate=0.01)": 0.01
+    + 0.01 * (1.0 - np.minimum(STEPS / 200, 1.0)),
+    "CosineDecayRestarts(first_decay_steps=1000000)": 0.02 * np.ones(6),
+    "PiecewiseConstantDecay(boundaries=[50], values=[0.3, 0.1])": np.where(STEPS > 50, 0.1, 0.3),
+}
+
+
+@pytest.mark.parametrize("text", SCHEDULES)
+def test_schedules_of_keras_are_written_as_calls(text):
+    config = settings(f"--learning-rate 0.02 --lr-schedule '{text}'")
+    rate = building.learning_rate(config, steps_per_epoch=10)
+    np.testing.assert_allclose([float(rate(t)) for t in STEPS], SCHEDULES[text], rtol=1e-5)
+
+
+def test_gpus_are_hidden_and_a_lack_is_noted(monkeypatch, capsys):
+    visible = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["first", "second"])
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda *call: visible.append(call))
+    for count in (None, 0, 1, 2):
+        training.show_gpus(count)
+    assert visible == [([], "GPU"), (["first"], "GPU"), (["first", "second"], "GPU")]
+    assert capsys.readouterr().err == ""
+    training.show_gpus(3)
+    assert capsys.readouterr().err == "note: --gpus 3, but TensorFlow finds 2\n"
 
 
 @pytest.mark.parametrize(
@@ -351,6 +476,7 @@ def test_a_run_writes_its_folder(tmp_path, capsys):
         "binarize": True,
         "learning_rate": 0.003,
         "likelihood": "bernoulli",
+        "lr_schedule": "constant",
         "num_samples": 1,
         "output_dir": str(tmp_path),
     }
@@ -405,6 +531,9 @@ def raise_interrupt(*args):
     [
         "--model L-MCVAE --grad_clip_val 5 --variance_sensitive_step True",
         "--model A-MCVAE --num_samples 2 --use_alpha_annealing True --lr-schedule reference",
+        "--model FlowVAE --num_flows 2 --lr-schedule 'CosineDecay(decay_steps=12)' "
+        "--grad_skip_val 26",
+        pytest.param("--use_score_matching True --use_reverse_kernel True", marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_ends_exactly_like_an_uninterrupted_one(line, tmp_path, capsys, monkeypatch):
@@ -430,6 +559,16 @@ def test_a_resumed_run_ends_exactly_like_an_uninterrupted_one(line, tmp_path, ca
         np.testing.assert_array_equal(one, other)
     for one, other in zip(*(model.optimizer.variables for model in models), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_updates_are_skipped_and_counted(tmp_path, capsys):
+    line = f"{TINY} --model VAE --max_epochs 2 --grad_skip_val 1e-3 --name run"
+    assert run(line, tmp_path) == 0
+    assert "skipped 4" in capsys.readouterr().out
+    rows = callbacks.read_history(tmp_path / "run/history.csv")
+    assert [row["skipped"] for row in rows] == [4, 4]
+    # Nothing was learned; on validation data the draws are equal.
+    assert rows[0]["val_bound"] == rows[1]["val_bound"]
 
 
 def test_the_same_seed_gives_the_same_history_and_another_seed_another(tmp_path):

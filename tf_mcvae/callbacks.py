@@ -47,6 +47,7 @@ def epoch_text(epoch: int, epochs: int, logs: dict[str, float]) -> str:
         ("val_bound", "validation", "9.2f"),
         ("acceptance", "acceptance", "5.3f"),
         ("step_size", "step size", "7.5f"),
+        ("skipped", "skipped", ".0f"),
     )
     parts += [f"{label} {logs[key]:{form}}" for key, label, form in shown if key in logs]
     return "  ".join(parts)

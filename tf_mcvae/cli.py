@@ -10,7 +10,7 @@ import difflib
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from tf_mcvae.runs import RunFolder
@@ -31,20 +31,6 @@ Everything is written to a folder of the run's name in --output-dir: config.json
 model.keras, metrics.json and serving/. A run that was interrupted goes on with --resume.
 Booleans are written True or False (also yes/no, t/f, y/n, 1/0); hyphens and underscores in the
 names of flags are the same."""
-
-# Flags of the reference for what is not here, with the values that mean "off".
-_NOT_HERE = {
-    "use_score_matching": ("learned drifts are", ("False",)),
-    "use_transforms": ("learned drifts are", ("False",)),
-    "use_reverse_kernel": ("learned reverse kernels are", ("False",)),
-    "num_flows": ("normalising flows are", ("0", "1")),
-    "grad_skip_val": ("skipping updates by the gradient's norm is", ("0",)),
-}
-# Flags of the reference that are read and change nothing.
-_IGNORED = {
-    "n_leapfrogs": "leapfrog steps of Hamiltonian models, of which there are none here",
-    "gpus": "TensorFlow takes the GPU that it finds; CUDA_VISIBLE_DEVICES chooses",
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,7 +82,6 @@ def make_parser() -> argparse.ArgumentParser:
     groups[OUTPUT].add_argument(
         "--debug", action="store_true", help="show where in the program an error arose"
     )
-    _add_reference_flags(parser)
     return parser
 
 
@@ -121,35 +106,6 @@ def _add_setting(group: Any, field: "dataclasses.Field[Any]") -> None:
         )
 
 
-def _add_reference_flags(parser: argparse.ArgumentParser) -> None:
-    ignored = parser.add_argument_group("flags of the reference that are read and change nothing")
-    for name, text in _IGNORED.items():
-        ignored.add_argument(f"--{name}", dest=argparse.SUPPRESS, metavar="VALUE", help=text)
-    missing = parser.add_argument_group("flags of the reference that can only be off so far")
-    for name, (feature, off) in _NOT_HERE.items():
-        missing.add_argument(
-            f"--{name}",
-            nargs="?",
-            const="True",
-            type=_only_off(feature, off),
-            dest=argparse.SUPPRESS,
-            metavar="VALUE",
-            help=f"{feature} not in this version: {' or '.join(off)}",
-        )
-
-
-def _only_off(feature: str, off: tuple[str, ...]) -> Callable[[str], None]:
-    def parse(text: str) -> None:
-        value = str(parse_bool(text)) if "False" in off else text.removesuffix(".0")
-        if value not in off:
-            raise argparse.ArgumentTypeError(
-                f"{feature} not in this version; leave the flag out or give {' or '.join(off)}. "
-                f"Received: {text!r}"
-            )
-
-    return parse
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -172,8 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(words: list[str]) -> int:
     parser = make_parser()
     given = vars(parser.parse_args(words))
-    for name in ("debug", argparse.SUPPRESS):  # The latter holds flags that change nothing.
-        given.pop(name, None)
+    given.pop("debug", None)
     resumed = given.pop("resume", None)
     if resumed is not None:
         folder = RunFolder.find(resumed, given.pop("output_dir", RunConfig.output_dir))
@@ -195,12 +150,12 @@ def default_name(config: RunConfig) -> str:
 def _resumed_config(folder: RunFolder, given: dict[str, Any]) -> RunConfig:
     """Returns the settings of a run, with what may change when it goes on."""
     free = {name for name, field in SETTINGS.items() if field.metadata["group"] == SCORING}
-    free |= {"data_dir", "export"}
+    free |= {"data_dir", "export", "gpus"}
     fixed = sorted(set(given) - free)
     if fixed:
         raise ValueError(
             "A run is resumed with the settings that it was started with; only those of scoring, "
-            "--export and --data-dir can be given. "
+            "--export, --gpus and --data-dir can be given. "
             f"Received: --{', --'.join(name.replace('_', '-') for name in fixed)}"
         )
     return dataclasses.replace(folder.load_config(), **given)
@@ -213,6 +168,8 @@ def _note_idle_flags(config: RunConfig, given: dict[str, Any]) -> None:
         if config.model not in models and given[name] != SETTINGS[name].default:
             flag = name.replace("_", "-")
             print(f"note: --{flag} changes nothing for {config.model}", file=sys.stderr)
+    if "nll_every" in given and config.logdir is None:
+        print("note: --nll-every changes nothing without --logdir", file=sys.stderr)
 
 
 def _carry_out(config: RunConfig, folder: RunFolder, prog: str) -> int:

@@ -1,4 +1,4 @@
-"""Pictures of a trained model."""
+"""Pictures of what a model makes."""
 
 import pathlib
 from typing import Any
@@ -9,6 +9,29 @@ import tensorflow as tf
 from tf_mcvae.models import MonteCarloVAE
 
 _COLUMNS = 12
+
+
+def tile_images(images: Any, columns: int = 8) -> np.ndarray[Any, Any]:
+    """Returns images as the cells of one picture, row by row.
+
+    Args:
+        images: `[N, H, W, C]` in [0, 1]; what is outside is clipped.
+        columns: Images in a row.
+
+    Returns:
+        `uint8 [rows H, columns W, C]`; cells that are left over are black.
+
+    Example:
+        >>> tile_images(np.ones([10, 5, 6, 1])).shape
+        (10, 48, 1)
+    """
+    pixels = np.round(255.0 * np.clip(np.nan_to_num(images), 0.0, 1.0)).astype(np.uint8)
+    count, height, width, channels = pixels.shape
+    rows = -(-count // columns)
+    cells = np.zeros([rows * columns, height, width, channels], np.uint8)
+    cells[:count] = pixels
+    grid = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return grid.reshape(rows * height, columns * width, channels)
 
 
 def draw_images(model: MonteCarloVAE, x: Any, path: pathlib.Path, seed: int = 0) -> None:

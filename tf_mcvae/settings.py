@@ -4,6 +4,7 @@ This module imports nothing heavy, so that a mistake on the command line is answ
 """
 
 import argparse
+import ast
 import dataclasses
 import math
 import pathlib
@@ -90,13 +91,42 @@ def choice(*names: str, **aliases: str) -> Callable[[str], str]:
     return parse
 
 
-def parse_model(text: str) -> str:
-    """Reads the name of a model."""
-    if text == "VAE_with_flows":
-        raise argparse.ArgumentTypeError(
-            f"normalising flows are not in this version; take another model. Received: {text!r}"
-        )
-    return choice("VAE", "IWAE", "L-MCVAE", "A-MCVAE")(text)
+def schedule_call(text: str) -> tuple[str, dict[str, Any]]:
+    """Reads a learning-rate schedule written as a call of a Keras class.
+
+    Args:
+        text: Such as `"CosineDecay(decay_steps=5000, alpha=0.1)"`.
+
+    Returns:
+        The name of the class and its keyword arguments.
+
+    Raises:
+        ValueError: If it is not a call by keywords whose values are numbers, lists, text or such.
+    """
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError("It is no call by keywords")
+        # The argument of a `**` has no name.
+        values = {word.arg or "**": ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(
+            "must be constant, reference, or a Keras schedule with its arguments by name and "
+            "written out, such as 'CosineDecay(decay_steps=5000, alpha=0.1)'. "
+            f"Received: {text!r}"
+        ) from error
+    return call.func.id, values
+
+
+def parse_lr_schedule(text: str) -> str:
+    """Reads the name of a learning-rate schedule, or checks the form of a Keras schedule."""
+    if text.lower() in ("constant", "reference"):
+        return text.lower()
+    try:
+        schedule_call(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text.strip()
 
 
 def option(default: Any, group: str, parse: Callable[[str], Any], text: str, *names: str) -> Any:
@@ -111,6 +141,7 @@ MODEL = "model"
 TRANSITIONS = "transitions (L-MCVAE and A-MCVAE)"
 L_MCVAE = "L-MCVAE only"
 A_MCVAE = "A-MCVAE only"
+FLOW = "FlowVAE only"
 TRAINING = "training"
 SCORING = "scoring, on the test split after training"
 OUTPUT = "output"
@@ -120,6 +151,7 @@ GROUP_MODELS = {
     TRANSITIONS: ("L-MCVAE", "A-MCVAE"),
     L_MCVAE: ("L-MCVAE",),
     A_MCVAE: ("A-MCVAE",),
+    FLOW: ("FlowVAE",),
 }
 
 
@@ -166,7 +198,12 @@ class RunConfig:
         1.0, DATA, parse_limit, "the same for validation", "limit_val_batches"
     )
 
-    model: str = option("L-MCVAE", MODEL, parse_model, "VAE, IWAE, L-MCVAE or A-MCVAE")
+    model: str = option(
+        "L-MCVAE",
+        MODEL,
+        choice("VAE", "IWAE", "L-MCVAE", "A-MCVAE", "FlowVAE", VAE_with_flows="FlowVAE"),
+        "VAE, IWAE, L-MCVAE, A-MCVAE or FlowVAE (VAE_with_flows)",
+    )
     latent_dim: int = option(16, MODEL, integer(1), "latent dimension D", "hidden_dim")
     num_samples: int | None = option(
         None, MODEL, integer(1), "importance samples or chains S (default: 1; IWAE 10, A-MCVAE 5)"
@@ -236,6 +273,21 @@ class RunConfig:
         "undo moves of at most this Metropolis-Hastings probability (above 0 the bound is biased)",
         "ula_skip_threshold",
     )
+    learned_drift: bool = option(
+        False,
+        L_MCVAE,
+        parse_bool,
+        "move along a drift that is learned in place of the score",
+        "use_score_matching",
+        "use_transforms",
+    )
+    learned_reverse: bool = option(
+        False,
+        L_MCVAE,
+        parse_bool,
+        "weigh the moves with a learned kernel backwards",
+        "use_reverse_kernel",
+    )
     barker: bool = option(
         False,
         A_MCVAE,
@@ -250,6 +302,10 @@ class RunConfig:
         "warm the score-function term up over ten epochs",
         "use_alpha_annealing",
     )
+    num_flows: int = option(1, FLOW, integer(1), "number of flow layers")
+    flow_type: str = option(
+        "realnvp", FLOW, choice("realnvp", "iaf", "bnaf"), "realnvp, iaf or bnaf"
+    )
 
     epochs: int = option(150, TRAINING, integer(1), "number of epochs", "max_epochs")
     learning_rate: float | None = option(
@@ -258,11 +314,15 @@ class RunConfig:
         number(positive=True),
         "learning rate of Adam (default: 0.001; 0.003 for images of less than 16 pixels)",
     )
-    lr_schedule: str = option(
-        "constant",
+    lr_schedule: str | None = option(
+        None,
         TRAINING,
-        choice("constant", "reference"),
-        "constant, or reference: times 0.25 at epochs 10, 20 and 30",
+        parse_lr_schedule,
+        "constant; reference: times 0.25 at epochs 10, 20 and 30; or a class of "
+        "keras.optimizers.schedules with its arguments, as 'CosineDecay(decay_steps=5000)', whose "
+        "initial_learning_rate is --learning-rate unless it is given, and whose steps are updates "
+        "(default: reference for L-MCVAE and A-MCVAE on images of 16 pixels and more, constant for "
+        "the other models and for smaller images, which have a learning rate of their own too)",
     )
     gradient_clip: float = option(
         0.0,
@@ -271,8 +331,21 @@ class RunConfig:
         "clip the global norm of the gradient to this; 0: off",
         "grad_clip_val",
     )
+    gradient_skip: float = option(
+        0.0,
+        TRAINING,
+        number(),
+        "skip an update where the global norm of the gradient is not below this; 0: off",
+        "grad_skip_val",
+    )
     seed: int = option(0, TRAINING, integer(0), "seed of everything that is random")
     jit: bool = option(False, TRAINING, parse_bool, "compile the training step with XLA")
+    gpus: int | None = option(
+        None,
+        TRAINING,
+        integer(0),
+        "GPUs that TensorFlow sees, of which it uses the first; 0: none (default: all)",
+    )
 
     score: bool = option(True, SCORING, parse_bool, "estimate the log-likelihood")
     score_examples: int | None = option(
@@ -287,13 +360,29 @@ class RunConfig:
         100, SCORING, integer(2), "temperatures of annealed importance sampling"
     )
     ais_chains: int = option(8, SCORING, integer(1), "its chains for each example")
-    ais_leapfrogs: int = option(3, SCORING, integer(1), "its leapfrog steps at each temperature")
+    ais_leapfrogs: int = option(
+        3, SCORING, integer(1), "its leapfrog steps at each temperature", "n_leapfrogs"
+    )
 
     name: str | None = option(
         None, OUTPUT, str, "name of the run's folder (default: data set, model, date and time)"
     )
     output_dir: str = option("saved_models", OUTPUT, str, "folder of the runs' folders")
     export: bool = option(True, OUTPUT, parse_bool, "write a SavedModel for TF Serving")
+    logdir: str | None = option(
+        None,
+        OUTPUT,
+        str,
+        "write curves and images for TensorBoard to this folder, in one of the run's name "
+        "(default: no such files)",
+    )
+    nll_every: int = option(
+        10,
+        OUTPUT,
+        integer(0),
+        "with --logdir, epochs between quick, loose estimates of the negative log-likelihood of "
+        "validation images (3 HMC moves, 10 chains, 100 images); 0: none",
+    )
 
     @classmethod
     def from_saved(cls, values: Any, path: pathlib.Path) -> Self:

@@ -1,16 +1,20 @@
 """Carries out a run: data, networks and model, training, scores, export."""
 
 import importlib.metadata
+import pathlib
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 import tf_mcvae
 from tf_mcvae import datasets, evaluation
+from tf_mcvae.building import build_model
 from tf_mcvae.callbacks import (
     Checkpoint,
     EpochLine,
@@ -21,19 +25,12 @@ from tf_mcvae.callbacks import (
 )
 from tf_mcvae.datasets import Data, DataSpec
 from tf_mcvae.evaluation import LogLikelihoodEstimate
-from tf_mcvae.likelihoods import Gaussian
-from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, MonteCarloVAE, StepSize, load_model
-from tf_mcvae.networks import Decoder, Encoder
+from tf_mcvae.models import MonteCarloVAE, load_model
 from tf_mcvae.report import draw_images
 from tf_mcvae.runs import RunFolder, replacing, write_json
-from tf_mcvae.settings import RunConfig
+from tf_mcvae.settings import GROUP_MODELS, TRANSITIONS, RunConfig
+from tf_mcvae.tensorboard import TensorBoardLogger
 
-_MODELS: dict[str, type[MonteCarloVAE]] = {
-    "VAE": VAE,
-    "IWAE": IWAE,
-    "L-MCVAE": LMCVAE,
-    "A-MCVAE": AMCVAE,
-}
 _NUM_SAMPLES = {"IWAE": 10, "A-MCVAE": 5}  # Of the others 1.
 _SCORED_PIXELS = 25_000  # By default; annealed importance sampling then takes about a minute.
 _PACKAGES = ("tensorflow", "keras", "tensorflow-probability", "numpy")
@@ -46,6 +43,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         config: The settings.
         folder: Where to write; it exists.
     """
+    show_gpus(config.gpus)
     keras.utils.set_random_seed(config.seed)
     config, data = load_data(config)
     saved = load_model(folder.checkpoint) if folder.checkpoint.exists() else None
@@ -69,6 +67,16 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     write_json(folder.metrics, summary)
     folder.checkpoint.unlink(missing_ok=True)
     print(f"Written to {folder.path}: {', '.join(folder.written())}", flush=True)
+
+
+def show_gpus(count: int | None) -> None:
+    """Lets TensorFlow see the first GPUs only, or with None all; it computes on the first."""
+    if count is None:
+        return
+    found = tf.config.list_physical_devices("GPU")
+    tf.config.set_visible_devices(found[:count], "GPU")
+    if len(found) < count:
+        print(f"note: --gpus {count}, but TensorFlow finds {len(found)}", file=sys.stderr)
 
 
 def load_data(config: RunConfig) -> tuple[RunConfig, Data]:
@@ -97,11 +105,13 @@ def complete(config: RunConfig, spec: DataSpec) -> RunConfig:
     """Returns settings in which nothing is left open that hangs on the data or the model."""
     # Three halvings would leave a convolutional network no room.
     small = min(spec.image_shape[:2]) < 16
+    decays = config.model in GROUP_MODELS[TRANSITIONS] and not small
     return replace(
         config,
         likelihood=config.likelihood or spec.likelihood,
         architecture=config.architecture or ("dense" if small else "conv"),
         learning_rate=config.learning_rate or (3e-3 if small else 1e-3),
+        lr_schedule=config.lr_schedule or ("reference" if decays else "constant"),
         num_samples=config.num_samples or _NUM_SAMPLES.get(config.model, 1),
         score_examples=_score_examples(config, spec),
     )
@@ -133,72 +143,17 @@ def _limited(dataset: Any, limit: int | float) -> Any:
     return dataset.take(count) if count < len(dataset) else dataset
 
 
-def build_model(config: RunConfig, spec: DataSpec, steps_per_epoch: int) -> MonteCarloVAE:
-    """Returns a new model, built and compiled, for settings that are complete."""
-    networks: dict[str, Any] = {
-        "architecture": config.architecture,
-        "activation": config.activation,
-    }
-    arguments: dict[str, Any] = {
-        "likelihood": Gaussian(config.sigma) if config.likelihood == "gaussian" else "bernoulli",
-        "num_samples": config.num_samples,
-        "seed": config.seed,
-        **_transition_arguments(config),
-    }
-    encoder = Encoder(config.latent_dim, **networks)
-    decoder = Decoder(spec.image_shape, **networks)
-    model = _MODELS[config.model](encoder, decoder, **arguments)
-    model.build((None, *spec.image_shape))
-    optimizer = keras.optimizers.Adam(
-        _learning_rate(config, steps_per_epoch), global_clipnorm=config.gradient_clip or None
-    )
-    model.compile(optimizer, jit_compile=config.jit)
-    return model
-
-
-def _transition_arguments(config: RunConfig) -> dict[str, Any]:
-    """Returns what the constructors of the Monte Carlo models take besides."""
-    own: dict[str, dict[str, Any]] = {
-        "L-MCVAE": {"skip_threshold": config.skip_threshold},
-        "A-MCVAE": {
-            "acceptance": "barker" if config.barker else "metropolis",
-            "alpha_annealing": config.alpha_annealing,
-        },
-    }
-    if config.model not in own:
-        return {}
-    rule = "variance" if config.variance_sensitive_step else "acceptance"
-    rule = "learned" if config.learnable_transitions else rule
-    return {
-        "num_transitions": config.num_transitions,
-        "step_size": StepSize(config.step_size, rule, config.target_acceptance),
-        "schedule": config.schedule,
-        "cloned_decoder": config.cloned_decoder,
-        **own[config.model],
-    }
-
-
-def _learning_rate(config: RunConfig, steps_per_epoch: int) -> Any:
-    rate: Any = config.learning_rate  # A number, once the settings are complete.
-    if config.lr_schedule == "constant":
-        return rate
-    # A value holds up to its boundary, the last step of the epoch before.
-    return keras.optimizers.schedules.PiecewiseConstantDecay(
-        [epoch * steps_per_epoch - 1 for epoch in (10, 20, 30)],
-        [rate * 0.25**i for i in range(4)],
-    )
-
-
 def describe(config: RunConfig, spec: DataSpec, model: MonteCarloVAE) -> str:
     """Returns in two lines what is trained on what."""
-    transitions = f", K={config.num_transitions}" if "MCVAE" in config.model else ""
+    own = f", K={config.num_transitions}" if "MCVAE" in config.model else ""
+    own = f", {config.num_flows} {config.flow_type}" if config.model == "FlowVAE" else own
     pixels = f"{'binarised' if config.binarize else 'grey or colour'} pixels"
     return (
         f"{spec.name}: {spec.num_train} training, {spec.num_validation} validation and "
         f"{spec.num_test} test images of {'x'.join(map(str, spec.image_shape))}, {pixels}, "
         f"{config.likelihood} likelihood\n"
         f"{config.model}: {config.architecture} networks, latent dimension {config.latent_dim}"
-        f"{transitions}, S={config.num_samples}, {model.count_params():,} parameters"
+        f"{own}, S={config.num_samples}, {model.count_params():,} parameters"
     )
 
 
@@ -225,10 +180,18 @@ def train(config: RunConfig, model: MonteCarloVAE, data: Data, folder: RunFolder
             EpochLine(),
             StopOnNonFinite(),
             HistoryWriter(folder.history, epoch),
+            *_tensorboard(config, data, folder),
             Checkpoint(folder.checkpoint),
         ],
     )
     return time.perf_counter() - start
+
+
+def _tensorboard(config: RunConfig, data: Data, folder: RunFolder) -> list[Any]:
+    if config.logdir is None:
+        return []
+    path = pathlib.Path(config.logdir) / folder.path.name
+    return [TensorBoardLogger(path, data.validation, config.nll_every, config.seed)]
 
 
 def export(model: MonteCarloVAE, folder: RunFolder) -> None:
