@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from tf_mcvae import building, callbacks, cli, training
 from tf_mcvae.datasets import DataSpec
-from tf_mcvae.runs import RunFolder, replacing, write_json
+from tf_mcvae.files import replacing, write_json
+from tf_mcvae.runs import RunFolder
 from tf_mcvae.settings import RunConfig
 
 ROOT = pathlib.Path(__file__).parent.parent

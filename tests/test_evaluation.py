@@ -4,7 +4,11 @@ Estimates are checked at 5 of their own standard errors: a false alarm in 1.7 mi
 number checked, fixed seeds.
 """
 
+import functools
+import itertools
 import json
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -13,7 +17,23 @@ import tensorflow as tf
 from reference import LinearGaussian, within
 
 import tf_mcvae
-from tf_mcvae import estimate_bound, estimate_elbo, estimate_iwae, estimate_log_likelihood
+from tf_mcvae import (
+    estimate_bound,
+    estimate_elbo,
+    estimate_iwae,
+    estimate_log_likelihood,
+    random,
+)
+from tf_mcvae.annealing import linear_temperatures
+from tf_mcvae.evaluation import (
+    PRESETS,
+    annealed,
+    bidirectional_gap,
+    chunks,
+    compare,
+    latent_statistics,
+)
+from tf_mcvae.evaluation.results import Moments
 
 PPCA = LinearGaussian()
 X = PPCA.data(10)
@@ -27,13 +47,19 @@ MODELS = {
 }
 VAE = MODELS["VAE"]
 
-# Adding an estimator is adding a line.
+# Adding an estimator is adding a line. Each with the draws of an example that it holds at a time.
 ESTIMATORS = {
-    "ELBO": lambda model, data, **kw: estimate_elbo(model, data, 120, **kw),
-    "IWAE": lambda model, data, **kw: estimate_iwae(model, data, 120, **kw),
-    "bound": estimate_bound,
-    "AIS": lambda model, data, **kw: estimate_log_likelihood(model, data, **QUICK, **kw),
+    "ELBO": (50, functools.partial(estimate_elbo, num_samples=120)),
+    "IWAE": (50, functools.partial(estimate_iwae, num_samples=120)),
+    "bound": (1, estimate_bound),
+    "AIS": (3, functools.partial(estimate_log_likelihood, **QUICK)),
 }
+
+
+def run(name, model, data, examples=100, **settings):
+    """Estimates with so many examples at a time."""
+    draws, estimate = ESTIMATORS[name]
+    return estimate(model, data, chunk_size=draws * examples, **settings)
 
 
 def batches(*arrays, size=2):
@@ -124,7 +150,7 @@ def test_bound_is_the_models_own(name):
     """Against a mean over many runs: the transitions count, and the model's reduction over S."""
     model = MODELS[name]
     many = np.repeat(X, 200, 0)
-    result = estimate_bound(model, many, batch_size=1000)
+    result = estimate_bound(model, many, chunk_size=1000 * model.num_samples)
     bounds = tf.function(lambda s: model.bound(X, s))
     others = np.stack([bounds(tf.constant([7, s])) for s in range(200)]).astype(np.float64)
     values = result.per_example.reshape(len(X), 200).T
@@ -146,9 +172,9 @@ def test_monte_carlo_error_is_the_spread_of_the_draws(name):
     equal = np.repeat(X[:1], 2000, 0)
     if name == "AIS":  # with enough chains for the delta method
         settings = {**QUICK, "num_chains": 60}
-        result = estimate_log_likelihood(VAE, equal, batch_size=1000, **settings)
+        result = estimate_log_likelihood(VAE, equal, chunk_size=60_000, **settings)
     else:
-        result = ESTIMATORS[name](VAE, equal, batch_size=1000)
+        result = run(name, VAE, equal, 1000)
     assert result.monte_carlo_error == pytest.approx(result.standard_error, rel=0.2)
 
 
@@ -167,8 +193,8 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_all_forms_of_data_give_equal_numbers(form):
     """Batches of 4, 4 and 2, however the data set was batched."""
-    first = estimate_elbo(VAE, X, 9, batch_size=4)
-    other = estimate_elbo(VAE, FORMS[form], 9, batch_size=4)
+    first = estimate_elbo(VAE, X, 9, chunk_size=36)
+    other = estimate_elbo(VAE, FORMS[form], 9, chunk_size=36)
     np.testing.assert_allclose(other.per_example, first.per_example, rtol=1e-5)
     assert first.per_example.shape == (10,)
     assert first.mean == pytest.approx(first.per_example.mean())
@@ -180,15 +206,16 @@ def test_all_forms_of_data_give_equal_numbers(form):
 def test_partial_batches_and_seeds(name):
     """A last batch that is not full is only that; another seed gives other draws."""
     model = MODELS["AMCVAE" if name == "bound" else "VAE"]
-    first = ESTIMATORS[name](model, X, batch_size=4, seed=3).per_example
-    full = ESTIMATORS[name](model, batches(X[:8], size=3), batch_size=4, seed=3)
-    np.testing.assert_allclose(full.per_example, first[:8], rtol=1e-4)
-    different = ESTIMATORS[name](model, X[:4], batch_size=4, seed=4)
+    first = run(name, model, X, 4, seed=3).per_example
+    full = run(name, model, batches(X[:8], size=3), 4, seed=3)
+    if name != "AIS":  # Whose pilot run has other examples.
+        np.testing.assert_allclose(full.per_example, first[:8], rtol=1e-4)
+    different = run(name, model, X[:4], 4, seed=4)
     assert np.all(different.per_example != first[:4])
 
 
 def test_equal_examples_have_draws_of_their_own():
-    result = estimate_iwae(VAE, np.repeat(X[:1], 6, 0), 5, batch_size=3)
+    result = estimate_iwae(VAE, np.repeat(X[:1], 6, 0), 5, chunk_size=15)
     assert len(set(result.per_example)) == 6
 
 
@@ -203,7 +230,7 @@ def test_nothing_of_the_model_moves(name):
     model = PPCA.model(tf_mcvae.LMCVAE, **settings)
     following = PPCA.model(tf_mcvae.LMCVAE, **settings).log_weights(X)
     before = [weight.numpy() for weight in model.weights]
-    ESTIMATORS[name](model, X)
+    run(name, model, X)
     for old, new in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, new)
     np.testing.assert_array_equal(model.log_weights(X), following)  # the stream of seeds neither
@@ -214,15 +241,18 @@ def test_nothing_of_the_model_moves(name):
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_reports(name):
-    result = ESTIMATORS[name](VAE, X, seed=5)
+    result = run(name, VAE, X, seed=5)
     values = result.to_dict()
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     assert values["mean"] == result.mean == -result.nll
     assert values["settings"]["seed"] == 5
     assert "per_example" not in values
-    assert str(result) == (
+    assert str(result).splitlines()[0] == (
         f"{result.method}: {result.mean:.3f} ± {result.standard_error:.3f} nats per example"
     )
+    every = json.loads(result.to_json())
+    np.testing.assert_array_equal(every.pop("per_example"), result.per_example)
+    assert every == values
 
 
 def test_what_cannot_be_known_is_none():
@@ -252,7 +282,7 @@ def test_what_cannot_be_known_is_none():
 )
 def test_bad_data(name, data, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        ESTIMATORS[name](VAE, data)
+        run(name, VAE, data)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +294,9 @@ def test_bad_data(name, data, message):
         ({"num_leapfrog_steps": 0}, "positive integer.*Received: num_leapfrog_steps=0"),
         ({"target_acceptance": 1.0}, "between 0 and 1.*Received: target_acceptance=1.0"),
         ({"start": "posterior"}, "'encoder' or 'prior'.*Received: start='posterior'"),
-        ({"batch_size": 0}, "positive integer.*Received: batch_size=0"),
+        ({"chunk_size": 0}, "positive integer.*Received: chunk_size=0"),
+        ({"schedule": "cosine"}, "'sigmoid' or 'linear'.*Received: schedule='cosine'"),
+        ({"step_size": 0.0}, "above 0.*Received: step_size=0.0"),
     ],
 )
 def test_bad_settings(settings, message):
@@ -284,3 +316,306 @@ def test_pilot_run_reaches_its_target_with_few_temperatures_too(num_temperatures
         VAE, X, num_temperatures=num_temperatures, num_leapfrog_steps=3, target_acceptance=0.7
     )
     assert 0.62 < result.acceptance[1] < 0.78
+
+
+# What must hold whatever the distribution.
+
+
+@pytest.mark.parametrize("schedule", ["sigmoid", "linear"])
+@pytest.mark.parametrize("start", ["encoder", "prior"])
+def test_every_start_and_schedule_agrees_with_the_evidence(start, schedule):
+    settings = {"num_temperatures": 60, "num_leapfrog_steps": 5, "start": start}
+    many = np.repeat(X, 20, 0)
+    result = estimate_log_likelihood(VAE, many, schedule=schedule, chunk_size=4000, **settings)
+    # The mean weight is unbiased, example by example, at 5 standard errors.
+    ratios = np.exp(result.per_example - np.repeat(PPCA.log_evidence(X), 20))
+    assert within(ratios, 1.0)
+    assert 0.01 < ratios.std() < 1.0
+
+
+@pytest.mark.parametrize("loose", ["IWAE", "AIS"])
+def test_estimates_are_hardly_ever_far_above_the_evidence(loose):
+    """By Markov's inequality `Pr(log p^ > log p + b) < exp(-b)`, for any sampler with E[w] = p.
+
+    Of 4000 estimates; the share may exceed it by 5 standard errors.
+    """
+    many = np.repeat(X[:1], 4000, 0)
+    if loose == "IWAE":
+        result = estimate_iwae(VAE, many, 1, chunk_size=4000)
+    else:
+        settings = {"num_temperatures": 2, "num_leapfrog_steps": 1, "step_size": 0.5}
+        result = estimate_log_likelihood(VAE, many, 1, start="prior", chunk_size=4000, **settings)
+    excess = result.per_example - PPCA.log_evidence(X[:1])
+    assert excess.mean() < -0.1  # Loose enough for the shares to mean something.
+    for b in (0.25, 0.5, 1.0, 1.5, 2.0):
+        share, limit = np.mean(excess > b), np.exp(-b)
+        assert share < limit + 5 * np.sqrt(limit * (1 - limit) / len(many))
+    assert np.mean(excess > 0.25) > 0.02
+
+
+@pytest.mark.parametrize("start", ["encoder", "prior"])
+@pytest.mark.parametrize("name", ["VAE", "LMCVAE"])
+def test_bidirectional_bounds_bracket_the_evidence(name, start):
+    """Of the simulated images, whose evidence is known; loose settings, so that there is a gap."""
+    settings = {"num_temperatures": 12, "num_leapfrog_steps": 2, "start": start}
+    gap = bidirectional_gap(MODELS[name], 1000, 2, chunk_size=2000, seed=3, **settings)
+    assert gap.lower.settings["num_examples"] == 1000
+    assert gap.gap == pytest.approx(gap.upper.mean - gap.lower.mean)
+    x, _ = simulated(MODELS[name], 1000, 3)
+    evidence = PPCA.log_evidence(x)
+    for estimate, sign in ((gap.lower, 1.0), (gap.upper, -1.0)):
+        # Unbiased for p(x) from below, for 1 / p(x) from above.
+        assert within(np.exp(sign * (estimate.per_example - evidence)), 1.0)
+        off = sign * (evidence - estimate.per_example)
+        assert off.mean() > 3 * off.std() / np.sqrt(len(off))
+    tight = bidirectional_gap(MODELS[name], 200, 16, 150, 5, start=start)
+    assert abs(tight.gap) < 0.2 * gap.gap
+    assert "<= log p(x) <=" in str(gap)
+    assert json.loads(json.dumps(gap.to_dict(), allow_nan=False))["gap"] == gap.gap
+
+
+def simulated(model, count, seed):
+    """The images that `bidirectional_gap` draws, from a seed for each."""
+    data_seed = random.split(random.as_seed(seed), 4)[0]
+    return annealed.simulate(model, count, random.at_row(data_seed, 0))
+
+
+def test_simulated_images_are_the_models():
+    """Mean and covariance of x, at 5 standard errors."""
+    x = np.asarray(simulated(VAE, 20_000, 1)[0], np.float64)
+    assert within(x, PPCA.loc)
+    centred = x - PPCA.loc
+    covariance = PPCA.weight @ PPCA.weight.T + PPCA.sigma**2 * np.eye(5)
+    assert within(centred[:, :, np.newaxis] * centred[:, np.newaxis], covariance)
+
+
+@pytest.mark.parametrize("start", ["encoder", "prior"])
+def test_bidirectional_bounds_of_a_flow(start, flow_vae):
+    gap = bidirectional_gap(flow_vae, 100, 16, 150, 5, start=start)
+    evidence = PPCA.log_evidence(simulated(flow_vae, 100, 0)[0])
+    np.testing.assert_allclose(gap.lower.per_example, evidence, atol=0.3)
+    np.testing.assert_allclose(gap.upper.per_example, evidence, atol=0.3)
+    assert -5 * gap.standard_error < gap.gap < 0.05
+
+
+def test_a_flow_without_inverse_cannot_start_backwards_chains():
+    model = PPCA.model(tf_mcvae.FlowVAE, flow="bnaf")
+    with pytest.raises(ValueError, match=r"no inverse.*Received: "):
+        bidirectional_gap(model, 2, **QUICK)
+    assert np.isfinite(bidirectional_gap(model, 2, **QUICK, start="prior").gap)
+
+
+def test_more_temperatures_do_not_lower_the_estimate():
+    many = np.repeat(X, 20, 0)
+    results = [
+        estimate_log_likelihood(
+            VAE, many, 4, number, 3, start="prior", chunk_size=4000, seed=number
+        )
+        for number in (5, 10, 20, 40, 80)
+    ]
+    for few, more in itertools.pairwise(results):
+        error = np.hypot(few.monte_carlo_error, more.monte_carlo_error)
+        assert more.mean > few.mean - 5 * error
+    assert results[-1].mean > results[0].mean + 0.1
+    assert results[-1].chain_spread < 0.5 * results[0].chain_spread
+
+
+def test_the_graph_does_not_grow_with_the_temperatures():
+    sizes = []
+    for number in (10, 1000):
+        settings = {"num_temperatures": number, "num_chains": 2, "num_leapfrog_steps": 3}
+        images = tf.TensorSpec([None, 5])
+        anneal = annealed._Annealing(VAE, images, {**SETTINGS, **settings})
+        seed = random.at_row(random.as_seed(0), 0)
+        steps = tf.fill([number - 1], 0.1)
+        graph = anneal.forward.get_concrete_function(tf.constant(X), steps, seed).graph
+        sizes.append(len(graph.as_graph_def().node))
+    assert sizes[0] == sizes[1]
+
+
+SETTINGS = {"schedule": "sigmoid", "step_size": None, "target_acceptance": 0.6, "start": "encoder"}
+
+
+# In chunks, with interruptions.
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_numbers_do_not_depend_on_the_chunk_size(name):
+    model = MODELS["LMCVAE" if name == "bound" else "VAE"]
+    whole = run(name, model, X, 10, seed=2)
+    for examples in (1, 3):
+        part = run(name, model, X, examples, seed=2)
+        np.testing.assert_allclose(part.per_example, whole.per_example, rtol=1e-4)
+        assert part.monte_carlo_error == pytest.approx(
+            whole.monte_carlo_error, rel=1e-3, nan_ok=True
+        )
+        assert part.acceptance == pytest.approx(whole.acceptance)
+
+
+class InterruptionError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["ELBO", "IWAE", "AIS"])
+def test_interrupted_scoring_goes_on_to_the_same_number(name, tmp_path, monkeypatch):
+    whole = run(name, VAE, X, 2, seed=2, checkpoint=tmp_path / "whole.npz")
+    path = tmp_path / "part.npz"
+    add = chunks.Progress.add
+    calls = []
+
+    def add_and_stop(self, *args):
+        add(self, *args)
+        calls.append(self.num_done)
+        if len(calls) == 3:
+            raise InterruptionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks.Progress, "add", add_and_stop)
+        with pytest.raises(InterruptionError):
+            run(name, VAE, X, 2, seed=2, checkpoint=path)
+    assert calls == [2, 4, 6]
+    resumed = run(name, VAE, batches(X, size=7), 2, seed=2, checkpoint=path)
+    np.testing.assert_array_equal(resumed.per_example, whole.per_example)
+    assert resumed.to_dict() == whole.to_dict()
+    # All of it is in the file now: nothing is drawn anew, whatever the chunks are.
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks.Progress, "add", None)
+        again = run(name, VAE, X, 3, seed=2, checkpoint=path)
+    assert again.to_dict() == whole.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 3}, "another model or other settings"),
+        ({"model": "other"}, "another model or other settings"),
+        ({"data": X[::-1]}, "not those that were scored before"),
+        ({"data": X[:5]}, "holds 10 examples"),
+        ({"file": b"no such file"}, "not a file of an interrupted evaluation"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(change, message, tmp_path):
+    path = tmp_path / "scores.npz"
+    run("IWAE", VAE, X, 2, checkpoint=path)
+    if "file" in change:
+        path.write_bytes(change["file"])
+    content = path.read_bytes()
+    model = PPCA.model(tf_mcvae.VAE)
+    if "model" in change:
+        model.decoder.set_weights([1.01 * weight for weight in model.decoder.get_weights()])
+    with pytest.raises(ValueError, match=rf"{message}.*Received: .*scores\.npz"):
+        run("IWAE", model, change.get("data", X), 2, checkpoint=path, seed=change.get("seed", 0))
+    assert path.read_bytes() == content
+
+
+def test_progress_is_shown_with_the_time_left(capsys):
+    run("AIS", VAE, batches(X, size=4), 2, verbose=1)
+    shown = capsys.readouterr().out
+    assert "10/10" in shown
+    assert "example" in shown
+    run("AIS", VAE, X, 2)
+    assert not capsys.readouterr().out
+
+
+# The parts.
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    log_weights = 300.0 * np.random.default_rng(0).normal(size=[11, 4]) - 1e4
+    weights = np.exp(log_weights - log_weights.max(0))
+    parts = Moments.of(log_weights[:5]).merged(Moments.of(log_weights[5:]))
+    for moments in (parts, Moments.of(log_weights)):
+        expected = np.log(weights.mean(0)) + log_weights.max(0)
+        np.testing.assert_allclose(moments.log_mean, expected, rtol=1e-14)
+        sizes = weights.sum(0) ** 2 / np.sum(weights**2, 0)
+        np.testing.assert_allclose(moments.effective_sample_size, sizes, rtol=1e-9)
+        np.testing.assert_allclose(moments.log_spread, log_weights.std(0, ddof=1), rtol=1e-12)
+        relative = weights.std(0, ddof=1) / weights.mean(0) / np.sqrt(11)
+        np.testing.assert_allclose(moments.log_mean_variance, relative**2, rtol=1e-9)
+
+
+def test_chain_spread_is_that_of_single_chains():
+    """Of one chain, the ELBO's draws: in closed form for a Gaussian of unit weights' scale."""
+    result = estimate_elbo(VAE, X, 4000)
+    assert result.chain_spread == pytest.approx(
+        result.monte_carlo_error * np.sqrt(4000 * len(X)), rel=0.1
+    )
+
+
+def test_latent_statistics():
+    many = PPCA.data(3000, seed=5)
+    statistics = latent_statistics(VAE, batches(many, size=70))
+    loc, variance = PPCA.encoder_moments(many)
+    kl = 0.5 * (loc**2 + variance - 1 - np.log(variance)).mean(0)
+    np.testing.assert_allclose(statistics.kl, kl, rtol=1e-4)
+    np.testing.assert_allclose(statistics.variance, loc.var(0, ddof=1), rtol=1e-4)
+    assert (statistics.active_units, statistics.num_examples) == (2, 3000)
+    # A dimension whose location is the same for all images is not active.
+    model = PPCA.model(tf_mcvae.VAE)
+    kernel, bias = model.encoder.get_weights()
+    kernel[:, 1] = 0.0
+    model.encoder.set_weights([kernel, bias])
+    statistics = latent_statistics(model, many)
+    assert statistics.active_units == 1
+    assert "1 of 2" in str(statistics)
+    assert json.loads(json.dumps(statistics.to_dict()))["active_units"] == 1
+
+
+def test_the_reference_preset_is_its_five_temperatures():
+    result = estimate_log_likelihood(VAE, X, **PRESETS["reference_quick"])
+    np.testing.assert_allclose(linear_temperatures(4), [0.0, 0.25, 0.5, 0.75, 1.0])
+    assert result.acceptance[1] > 0.9  # Its steps are small.
+    assert set(PRESETS) == {"quick", "standard", "paper", "reference_quick"}
+
+
+# When not to believe.
+
+
+def test_warnings_say_when_not_to_believe():
+    good = estimate_log_likelihood(VAE, X, 16, 100, 5, target_acceptance=0.8)
+    assert good.warnings == ()
+    rough = estimate_log_likelihood(VAE, X, 16, 20, 5, step_size=1.5)
+    assert any("transitions accept less than 0.6" in text for text in rough.warnings)
+    assert "warning: " in str(rough)
+    far = np.full([10, 5], 60.0, np.float32)
+    few = estimate_iwae(VAE, far, 100)
+    assert any("worth less than 10 draws" in text for text in few.warnings)
+    # One estimate that the draws' number does not make doubtful.
+    assert estimate_elbo(VAE, far, 100).warnings == ()
+
+
+def test_comparison_is_made_example_by_example():
+    other = PPCA.model(tf_mcvae.VAE)
+    other.decoder.set_weights([1.05 * weight for weight in other.decoder.get_weights()])
+    first, second = (estimate_iwae(model, X, 2000) for model in (VAE, other))
+    result = compare(first, second)
+    differences = first.per_example - second.per_example
+    assert result.difference == pytest.approx(differences.mean())
+    assert result.standard_error == pytest.approx(differences.std(ddof=1) / np.sqrt(10))
+    assert result.standard_error < 0.5 * first.standard_error
+    assert result.warnings == ()
+    doubtful = compare(first, second, gap=2 * abs(result.difference))
+    assert "more than they differ" in doubtful.warnings[0]
+    assert "differently loose" in str(compare(first, estimate_elbo(other, X)))
+    with pytest.raises(ValueError, match=r"same data. Received: 10 and 5 examples"):
+        compare(first, estimate_iwae(VAE, X[:5], 10))
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_draws_fit_in_memory():
+    """The whole process, TensorFlow included, stays below 2 GiB."""
+    code = """
+import resource
+import numpy as np
+import tf_mcvae
+
+encoder, decoder = tf_mcvae.Encoder(16), tf_mcvae.Decoder((28, 28, 1))
+model = tf_mcvae.VAE(encoder, decoder)
+x = np.random.default_rng(0).integers(0, 2, [3, 28, 28, 1]).astype("float32")
+print(tf_mcvae.estimate_iwae(model, x, 100_000).mean)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    mean, kilobytes = done.stdout.split()[-2:]
+    assert np.isfinite(float(mean))
+    assert int(kilobytes) < 2 * 2**20

@@ -25,7 +25,7 @@ BELOW_MODELS = {
     "random",
     "transition_networks",
 }
-LIBRARY = BELOW_MODELS | DATA | {"models", "evaluation", "export", "migrate"}
+LIBRARY = BELOW_MODELS | DATA | {"models", "evaluation", "export", "files", "migrate"}
 COMMAND = {"building", "callbacks", "report", "runs", "settings", "tensorboard", "training"}
 
 MAY_IMPORT = {
@@ -42,7 +42,8 @@ MAY_IMPORT = {
     "kernels": {"annealing", "random"},
     "importance": {"annealing", "kernels", "random"},
     "models": BELOW_MODELS,
-    "evaluation": BELOW_MODELS - {"networks"} | {"models"},
+    "files": set(),
+    "evaluation": BELOW_MODELS - {"networks"} | {"files", "models"},
     "export": BELOW_MODELS - {"networks"} | {"models", "evaluation"},
     "migrate": {"likelihoods", "models", "networks", "transition_networks"},
     # The command line and what serves it; they may ask the package for its version.

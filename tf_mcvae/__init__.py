@@ -3,10 +3,12 @@
 from tf_mcvae import annealing, bounds, datasets, evaluation, importance, kernels, likelihoods
 from tf_mcvae.annealing import AnnealedPath, LearnedSchedule, LinearSchedule, SigmoidalSchedule
 from tf_mcvae.evaluation import (
+    bidirectional_gap,
     estimate_bound,
     estimate_elbo,
     estimate_iwae,
     estimate_log_likelihood,
+    latent_statistics,
 )
 from tf_mcvae.export import export_saved_model
 from tf_mcvae.flows import BNAF, IAF, Flow, FlowStack, RealNVP
@@ -42,6 +44,7 @@ __all__ = [
     "SigmoidalSchedule",
     "StepSize",
     "annealing",
+    "bidirectional_gap",
     "bounds",
     "datasets",
     "estimate_bound",
@@ -52,6 +55,7 @@ __all__ = [
     "export_saved_model",
     "importance",
     "kernels",
+    "latent_statistics",
     "likelihoods",
     "load_model",
 ]

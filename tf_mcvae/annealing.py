@@ -231,3 +231,8 @@ def sigmoid_temperatures(num_temperatures: int, steepness: float = 4.0) -> np.nd
     grid = np.linspace(-1.0, 1.0, num_temperatures + 1)
     values = 1.0 / (1.0 + np.exp(-steepness * grid))
     return ((values - values[0]) / (values[-1] - values[0])).astype(np.float32)
+
+
+def linear_temperatures(num_temperatures: int) -> np.ndarray[Any, Any]:
+    """Returns equidistant inverse temperatures `b_t = t / T`, `[T + 1]`, `float32`."""
+    return np.linspace(0.0, 1.0, num_temperatures + 1, dtype=np.float32)

@@ -98,9 +98,12 @@ def score_function_loss(
 
 def gaussian_kl(loc: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     """Returns `KL(N(loc, diag(scale^2)) || N(0, I))`, `[B]`, in nats."""
-    return 0.5 * tf.reduce_sum(
-        tf.square(loc) + tf.square(scale) - 1.0 - 2.0 * tf.math.log(scale), axis=-1
-    )
+    return tf.reduce_sum(gaussian_kl_elements(loc, scale), axis=-1)
+
+
+def gaussian_kl_elements(loc: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """Returns `KL(N(loc, scale^2) || N(0, 1))` of each dimension, `[B, D]`, in nats."""
+    return 0.5 * (tf.square(loc) + tf.square(scale) - 1.0 - 2.0 * tf.math.log(scale))
 
 
 LOG_2PI = math.log(2.0 * math.pi)

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tf_mcvae.runs import replacing
+from tf_mcvae.files import replacing
 
 
 class EpochLine(keras.callbacks.Callback):

@@ -25,9 +25,10 @@ from tf_mcvae.callbacks import (
 )
 from tf_mcvae.datasets import Data, DataSpec
 from tf_mcvae.evaluation import LogLikelihoodEstimate
+from tf_mcvae.files import replacing, write_json
 from tf_mcvae.models import MonteCarloVAE, load_model
 from tf_mcvae.report import draw_images
-from tf_mcvae.runs import RunFolder, replacing, write_json
+from tf_mcvae.runs import RunFolder
 from tf_mcvae.settings import GROUP_MODELS, TRANSITIONS, RunConfig
 from tf_mcvae.tensorboard import TensorBoardLogger
 
@@ -208,13 +209,13 @@ def score(config: RunConfig, model: MonteCarloVAE, data: Data) -> dict[str, Any]
     Returns:
         For each estimate what `LogLikelihoodEstimate.to_dict` gives, and the seconds it took.
     """
-    size, count = config.validation_batch_size, config.score_examples
-    test = data.test.unbatch().take(count).batch(size)
+    count = config.score_examples
+    test = data.test.unbatch().take(count).batch(config.validation_batch_size)
     print(f"log p(x) of {count} test images in nats, ± standard error over the images")
     scores: dict[str, Any] = {}
     for key, estimate, arguments in _estimators(config):
         start = time.perf_counter()
-        result = estimate(model, test, batch_size=size, seed=config.seed, **arguments)
+        result = estimate(model, test, seed=config.seed, **arguments)
         seconds = time.perf_counter() - start
         print(score_text(result, seconds), flush=True)
         scores[key] = {**result.to_dict(), "seconds": seconds}

@@ -29,9 +29,7 @@ class TransitionNetwork(keras.layers.Layer):
         activation: Of the hidden layers; a name as for `Encoder`.
     """
 
-    def __init__(
-        self, hidden_units: Sequence[int] | None, activation: str, **kwargs: Any
-    ) -> None:
+    def __init__(self, hidden_units: Sequence[int] | None, activation: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for units in hidden_units or ():
             check_positive_integer("hidden_units", units)

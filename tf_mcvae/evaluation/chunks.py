@@ -1,0 +1,218 @@
+"""Examples in chunks: bounded memory, progress, and going on where one was interrupted."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_mcvae.checks import check_not_empty, plain_errors
+from tf_mcvae.files import replacing
+from tf_mcvae.models import MonteCarloVAE
+
+Array = np.ndarray[Any, Any]
+
+# Takes examples `[n, ...]` and the number of the first; gives columns `[R, n]` of results and sums
+# `[T]` over the examples.
+ScoreFn = Callable[[tf.Tensor, int], tuple[Array, Array]]
+
+
+def batches(model: MonteCarloVAE, data: Any, size: int) -> Iterator[tf.Tensor]:
+    """Yields batches `[<= size, ...]` of arrays or of datasets; labels are left out."""
+    if not isinstance(data, tf.data.Dataset) and not hasattr(data, "shape"):
+        raise TypeError(
+            "`data` must be an array [N, ...] or a `tf.data.Dataset` of batches. "
+            f"Received: data of type {type(data).__name__}"
+        )
+    data = model.check_inputs(data)
+    if not isinstance(data, tf.data.Dataset):
+        for first in range(0, len(data), size):
+            yield tf.cast(data[first : first + size], tf.float32)
+        return
+    if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            "The data set never ends; take a number of batches of it with `.take(n)`. "
+            "Received: a data set of infinite cardinality"
+        )
+    number = 0
+    with plain_errors():
+        for number, batch in enumerate(data.unbatch().batch(size), 1):  # noqa: B007
+            yield tf.cast(keras.utils.unpack_x_y_sample_weight(batch)[0], tf.float32)
+    check_not_empty(number)
+
+
+def images_spec(model: MonteCarloVAE, data: Any) -> tf.TensorSpec:
+    """Returns the signature of images, their number open, building the model if need be.
+
+    With it a function has one graph for all chunks: another graph would round differently, and an
+    evaluation that goes on would not give exactly the number of one that was not interrupted.
+    """
+    if not model.built:
+        model.check_inputs(data)
+    return tf.TensorSpec([None, *model.event_shape], tf.float32)
+
+
+SEED_SPEC = tf.TensorSpec([3], tf.int32)
+
+
+def score_in_chunks(
+    score: ScoreFn,
+    model: MonteCarloVAE,
+    data: Any,
+    draws_per_example: int,
+    chunk_size: int,
+    progress: "Progress | None" = None,
+) -> tuple[Array, Array]:
+    """Scores all examples, as many at a time as make `chunk_size` draws.
+
+    Args:
+        score: Scores a chunk.
+        model: Checks the data.
+        data: Images `[N, ...]`, or a dataset of batches.
+        draws_per_example: Draws (chains, samples) of an example that are in memory at a time.
+        chunk_size: Most draws at a time.
+        progress: Where to go on from, and what to write after each chunk.
+
+    Returns:
+        Columns `[R, N]` and sums `[T]` over all examples.
+    """
+    progress = progress or Progress()
+    first = 0
+    for x in batches(model, data, max(1, chunk_size // draws_per_example)):
+        last = first + len(x)
+        done = min(max(progress.num_done - first, 0), len(x))
+        progress.pass_over(x[:done])
+        if done < len(x):
+            columns, sums = score(x[done:], first + done)
+            progress.add(x[done:], np.asarray(columns), np.asarray(sums))
+        first = last
+    progress.finish()
+    return progress.columns, progress.sums
+
+
+class Progress:
+    """Results of the examples that have been scored, in memory and, if wanted, in a file.
+
+    Args:
+        path: A `.npz` file, written after each chunk; what it holds already is gone on with. None:
+            no file.
+        fingerprint: Of everything that the results depend on beside the data.
+        num_examples: How many there are, for the progress bar; None for no bar.
+
+    Raises:
+        ValueError: If the file holds something else, or the results of other settings.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        fingerprint: str = "",
+        num_examples: int | None = None,
+    ) -> None:
+        self.path = None if path is None else pathlib.Path(path)
+        self.fingerprint = fingerprint
+        self.columns: Array = np.zeros([0, 0])
+        self.sums: Array = np.zeros([0])
+        self.constants: dict[str, Array] = {}
+        self.num_done = self._num_seen = 0
+        self._seen, self._digest = hashlib.sha256(), ""
+        if self.path is not None and self.path.exists():
+            self._load(self.path)
+        self._bar = None
+        if num_examples is not None:
+            self._bar = keras.utils.Progbar(num_examples, unit_name="example")
+
+    def _load(self, path: pathlib.Path) -> None:
+        try:
+            with np.load(path) as saved:
+                arrays = {name: saved[name] for name in saved.files}
+            fingerprint, self._digest = str(arrays.pop("fingerprint")), str(arrays.pop("digest"))
+            self.columns, self.sums = arrays.pop("columns"), arrays.pop("sums")
+        except Exception as error:  # Depending on what the file is, one of many.
+            raise ValueError(
+                "This is not a file of an interrupted evaluation; give `checkpoint` another name. "
+                f"Received: checkpoint={str(path)!r}"
+            ) from error
+        if fingerprint != self.fingerprint:
+            raise ValueError(
+                "The file holds the evaluation of another model or other settings: remove it, or "
+                f"give `checkpoint` another name. Received: checkpoint={str(path)!r}"
+            )
+        self.constants = arrays
+        self.num_done = self.columns.shape[-1]
+
+    def pass_over(self, x: tf.Tensor) -> None:
+        """Goes over examples that have been scored already, after checking that they are these."""
+        if not len(x):
+            return
+        self._see(x)
+        if self._num_seen == self.num_done and self._seen.hexdigest() != self._digest:
+            raise ValueError(
+                "The first examples are not those that were scored before the interruption: give "
+                f"the same data, or remove the file. Received: checkpoint={str(self.path)!r}"
+            )
+
+    def add(self, x: tf.Tensor, columns: Array, sums: Array) -> None:
+        """Adds the results of the next examples, and writes the file."""
+        self._see(x)
+        self.columns = np.concatenate([self.columns, columns], -1) if self.num_done else columns
+        self.sums = self.sums + sums if self.num_done else sums
+        self.num_done = self.columns.shape[-1]
+        if self.path is not None:
+            self._write(self.path)
+
+    def _write(self, path: pathlib.Path) -> None:
+        arrays: dict[str, Any] = {
+            "fingerprint": self.fingerprint,
+            "digest": self._seen.hexdigest(),
+            "columns": self.columns,
+            "sums": self.sums,
+            **self.constants,
+        }
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+    def finish(self) -> None:
+        """Checks that nothing was left of an earlier, longer data set."""
+        if self._num_seen < self.num_done:
+            raise ValueError(
+                f"The file holds {self.num_done} examples: give the same data, or remove it. "
+                f"Received: {self._num_seen} examples and checkpoint={str(self.path)!r}"
+            )
+
+    def _see(self, x: tf.Tensor) -> None:
+        self._seen.update(np.ascontiguousarray(x).tobytes())
+        self._num_seen += len(x)
+        if self._bar is not None:
+            self._bar.update(self._num_seen)
+
+
+def start_progress(
+    checkpoint: str | os.PathLike[str] | None,
+    model: MonteCarloVAE,
+    data: Any,
+    settings: dict[str, Any],
+    verbose: int,
+) -> Progress:
+    """Returns the progress of an evaluation, from its file if there is one."""
+    parts = hashlib.sha256(_json([type(model).__name__, settings]).encode())
+    for weight in model.weights:
+        if weight.name not in ("step", "test_step", "epoch"):  # Counters change nothing here.
+            parts.update(np.ascontiguousarray(weight.numpy()).tobytes())
+    count = _count(model, data) if verbose else None
+    return Progress(checkpoint, parts.hexdigest(), count)
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, sort_keys=True, default=int)  # NumPy's integers.
+
+
+def _count(model: MonteCarloVAE, data: Any) -> int:
+    if not isinstance(data, tf.data.Dataset):
+        return len(data)
+    return sum(len(x) for x in batches(model, data, 1000))

@@ -1,0 +1,222 @@
+"""Estimates from the encoder alone: ELBO, IWAE-k, the model's own bound, and its use of latents."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_mcvae import random
+from tf_mcvae.bounds import gaussian_kl_elements
+from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.evaluation.chunks import (
+    SEED_SPEC,
+    batches,
+    images_spec,
+    score_in_chunks,
+    start_progress,
+)
+from tf_mcvae.evaluation.results import (
+    Array,
+    LogLikelihoodEstimate,
+    Moments,
+    summarise,
+    to_plain,
+)
+from tf_mcvae.models import MonteCarloVAE
+
+# Draws of an example that are made together: the numbers hang on this, and so it is no setting.
+_BLOCK = 50
+
+
+def estimate_elbo(
+    model: MonteCarloVAE,
+    data: Any,
+    num_samples: int = 100,
+    chunk_size: int = 5000,
+    seed: int = 0,
+    checkpoint: Any = None,
+    verbose: int = 0,
+) -> LogLikelihoodEstimate:
+    """Estimates the ELBO of encoder and decoder, `E_q[log p(x, z) - log q(z|x)]`.
+
+    Transitions, where the model has any, take no part; the flow of a FlowVAE is part of its
+    encoder. See `estimate_iwae` for the arguments.
+    """
+    moments, settings = _from_encoder(
+        model, data, num_samples, chunk_size, seed, checkpoint, verbose
+    )
+    variances = moments.scatter_log / max(num_samples - 1, 1) / num_samples
+    variances = variances if num_samples > 1 else np.full_like(variances, np.nan)
+    return summarise("ELBO", moments.mean_log, variances, moments, settings, judge_weights=False)
+
+
+def estimate_iwae(
+    model: MonteCarloVAE,
+    data: Any,
+    num_samples: int = 5000,
+    chunk_size: int = 5000,
+    seed: int = 0,
+    checkpoint: Any = None,
+    verbose: int = 0,
+) -> LogLikelihoodEstimate:
+    """Estimates `log p(x)` by importance sampling from the encoder, `log (1/k sum_s w_s)`.
+
+    The draws go through the decoder in blocks, and only their running sums are kept: memory does
+    not grow with k.
+
+    Args:
+        model: A trained model.
+        data: Images `[N, ...]`, or a dataset of batches.
+        num_samples: k.
+        chunk_size: Most draws (examples times draws of each) in memory at a time; the result does
+            not depend on it but by rounding.
+        seed: Seed of the draws.
+        checkpoint: A `.npz` file that is written after each chunk of examples, and gone on with if
+            it is there. None: none.
+        verbose: 1 shows a progress bar with the time left.
+
+    Returns:
+        A `LogLikelihoodEstimate`; a lower bound in expectation.
+
+    Raises:
+        ValueError: If there are no examples, they do not fit the model, or the checkpoint is of
+            something else.
+
+    Reference:
+        Burda et al., Importance Weighted Autoencoders, arXiv 1509.00519.
+    """
+    moments, settings = _from_encoder(
+        model, data, num_samples, chunk_size, seed, checkpoint, verbose
+    )
+    name = f"IWAE-{num_samples}"
+    return summarise(name, moments.log_mean, moments.log_mean_variance, moments, settings)
+
+
+def estimate_bound(
+    model: MonteCarloVAE, data: Any, chunk_size: int = 1600, seed: int = 0
+) -> LogLikelihoodEstimate:
+    """Estimates the bound that the model is trained on, its transitions included.
+
+    See `estimate_iwae` for the arguments.
+    """
+    check_positive_integer("chunk_size", chunk_size)
+    base_seed = random.as_seed(seed)
+
+    @tf.function(input_signature=[images_spec(model, data), SEED_SPEC])
+    def bound(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return model.bound(x, seed)[tf.newaxis]
+
+    def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
+        return np.asarray(bound(x, random.at_row(base_seed, first)), np.float64), np.zeros([0])
+
+    values, _ = score_in_chunks(score, model, data, model.num_samples, chunk_size)
+    settings = {"num_samples": model.num_samples, "seed": seed}
+    moments = Moments.of(values)
+    variances = np.full_like(values[0], np.nan)
+    return summarise(f"{type(model).__name__} bound", values[0], variances, moments, settings)
+
+
+def _from_encoder(
+    model: MonteCarloVAE,
+    data: Any,
+    num_samples: int,
+    chunk_size: int,
+    seed: int,
+    checkpoint: Any,
+    verbose: int,
+) -> tuple[Moments, dict[str, Any]]:
+    """Returns the moments of log weights of draws from the encoder alone, and the settings."""
+    check_positive_integer("num_samples", num_samples)
+    check_positive_integer("chunk_size", chunk_size)
+    settings = {"num_samples": num_samples, "seed": seed}
+    block = min(_BLOCK, num_samples)
+    draw = _block_of_weights(model, images_spec(model, data), block)
+    base_seed = random.as_seed(seed)
+
+    def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
+        moments: Moments | None = None
+        for number in range(-(-num_samples // block)):
+            log_weights = draw(x, random.at_row(random.fold_in(base_seed, number), first))
+            part = Moments.of(log_weights[: num_samples - number * block])
+            moments = part if moments is None else moments.merged(part)
+        return np.stack(moments[1:] if moments else []), np.zeros([0])
+
+    progress = start_progress(checkpoint, model, data, {"draws": "encoder", **settings}, verbose)
+    columns, _ = score_in_chunks(score, model, data, block, chunk_size, progress)
+    return Moments(num_samples, *columns), settings
+
+
+def _block_of_weights(
+    model: MonteCarloVAE, images: tf.TensorSpec, size: int
+) -> Callable[..., tf.Tensor]:
+    @tf.function(input_signature=[images, SEED_SPEC])
+    def draw(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        posterior = model.posterior(x)
+        path = model.path(x, posterior)
+        state = model.draw_posterior(posterior, size, seed)
+        return path.target_log_prob_fn(state) - path.base_log_prob_fn(state)
+
+    return draw
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """How a model uses its latent dimensions, over a data set.
+
+    Attributes:
+        kl: `KL(q(z_d|x) || N(0, 1))` of each dimension, the mean over the data, in nats, `[D]`.
+        variance: Variance over the data of each dimension's location, `[D]`.
+        active_units: Number of dimensions whose variance is above 0.01.
+        num_examples: N.
+    """
+
+    kl: Array
+    variance: Array
+    active_units: int
+    num_examples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as JSON knows it."""
+        return to_plain(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.active_units} of {len(self.kl)} latent dimensions active, "
+            f"KL {np.sum(self.kl):.2f} nats"
+        )
+
+
+def latent_statistics(model: MonteCarloVAE, data: Any, chunk_size: int = 1000) -> LatentStatistics:
+    """Computes active units and the KL divergence of each latent dimension.
+
+    A dimension is active if its location varies over the data, `Var_x(E_q[z_d]) > 0.01`. Of a
+    FlowVAE they are those of the base space, before the flow.
+
+    Args:
+        model: A trained model.
+        data: Images `[N, ...]`, or a dataset of batches.
+        chunk_size: Examples at a time.
+
+    Returns:
+        `LatentStatistics`.
+
+    Reference:
+        Burda et al., Importance Weighted Autoencoders, arXiv 1509.00519.
+    """
+    check_positive_integer("chunk_size", chunk_size)
+
+    @tf.function(reduce_retracing=True)
+    def encode(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        normal = model.posterior(x).distribution
+        return normal.loc, gaussian_kl_elements(normal.loc, normal.scale)
+
+    parts = [[np.asarray(part) for part in encode(x)] for x in batches(model, data, chunk_size)]
+    locs, divergences = (
+        np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True)
+    )
+    variance = np.var(locs, axis=0, ddof=1) if len(locs) > 1 else np.zeros(locs.shape[1])
+    return LatentStatistics(
+        np.mean(divergences, axis=0), variance, int(np.sum(variance > 0.01)), len(locs)
+    )
