@@ -26,6 +26,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from tf_mcvae import cli
+from tf_mcvae.files import replacing
 from tf_mcvae.runs import RunFolder
 
 ROWS_FILE = pathlib.Path(__file__).with_suffix(".csv")
@@ -108,7 +109,7 @@ def keep(line: dict[str, Any], path: pathlib.Path) -> None:
     if path.exists():
         with path.open(newline="") as file:
             lines = [old for old in csv.DictReader(file) if old["run"] != line["run"]]
-    with path.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(line), lineterminator="\n")
         writer.writeheader()
         writer.writerows([*lines, line])

@@ -32,6 +32,9 @@ CALIBRATED = {
         target, [0.05, 0.4], **kw
     ),
     "HMC": lambda target, **kw: kernels.HamiltonianMonteCarlo(target, 0.4, 3, **kw),
+    "HMC-persistent": lambda target, **kw: kernels.HamiltonianMonteCarlo(
+        target, 0.4, 1, momentum_persistence=0.8, momentum_seed=7, **kw
+    ),
     "HMC-barker": lambda target, **kw: kernels.HamiltonianMonteCarlo(
         target, 0.4, 3, acceptance="barker", **kw
     ),

@@ -82,15 +82,16 @@ def test_mean_weight_is_the_evidence(case):
     assert 0.001 < ratios.std() < 6.0
 
 
+@pytest.mark.parametrize("persistence", [0.0, 0.7])
 @pytest.mark.parametrize("acceptance", ["metropolis", "barker", None])
-def test_hamiltonian_weights_average_to_the_evidence(acceptance):
+def test_hamiltonian_weights_average_to_the_evidence(acceptance, persistence):
     """None: uncalibrated moves, weighted by their own log ratio."""
     model = make("VAE")
     path = model.path(tf.constant(X), model.posterior(X))
 
     def kernel_fn(index, results):
         temperature = tf.cast(index + 1, tf.float32) / 5.0
-        kernel = UncalibratedHamiltonian(path, 0.3, 3, temperature)
+        kernel = UncalibratedHamiltonian(path, 0.3, 3, temperature, persistence)
         return MetropolisHastings(kernel, acceptance) if acceptance else kernel
 
     @tf.function

@@ -12,6 +12,7 @@ from tf_mcvae.kernels.metropolis import (
     AnnealedKernel,
     MetropolisHastings,
     Proposal,
+    TransitionResults,
     select,
     sum_event,
 )
@@ -59,8 +60,9 @@ class UnadjustedLangevin(AnnealedKernel):
         self.drift_fn = drift_fn
         self.reverse_fn = reverse_fn
 
-    def propose(self, state: tf.Tensor, endpoints: Endpoints, seed: tf.Tensor) -> Proposal:
+    def propose(self, state: tf.Tensor, previous: TransitionResults, seed: tf.Tensor) -> Proposal:
         """Makes the Euler step."""
+        endpoints = previous.endpoints
         step = tf.cast(self.step_size, state.dtype)
         noise = tf.cast(random.normal(random.shape_of(state), seed), state.dtype)
         drift = self._drift(state, endpoints)

@@ -33,6 +33,7 @@ class TransitionResults(NamedTuple):
         score: Gradient of `log pi_b` at the state that the transition began from, `[S, B, D]`.
         drift_error: `|drift - score|^2` at that state, `[S, B]`; zero unless the drift is learned.
         step_size: The step size used.
+        momentum: What a kernel that keeps its momentum goes on with, `[S, B, D]`; else empty.
     """
 
     endpoints: Endpoints
@@ -44,6 +45,7 @@ class TransitionResults(NamedTuple):
     score: tf.Tensor
     drift_error: tf.Tensor
     step_size: tf.Tensor
+    momentum: Any = ()
 
 
 class Proposal(NamedTuple):
@@ -56,6 +58,7 @@ class Proposal(NamedTuple):
         drift_error: `|drift - score|^2` where the move began, `[S, B]`; None for the score itself.
         own_log_ratio: `[S, B]`, with the kernel itself running backwards, where `log_ratio` is
             with another: acceptance is judged by it. None where they are the same.
+        momentum: To go on with after the move, and after staying, where there is one.
     """
 
     state: tf.Tensor
@@ -63,6 +66,7 @@ class Proposal(NamedTuple):
     log_ratio: tf.Tensor
     drift_error: tf.Tensor | None = None
     own_log_ratio: tf.Tensor | None = None
+    momentum: tuple[Any, Any] = ((), ())
 
 
 def sum_event(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
@@ -158,8 +162,8 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
             step_size=self.step_size,
         )
 
-    def propose(self, state: tf.Tensor, endpoints: Endpoints, seed: tf.Tensor) -> Proposal:
-        """Proposes a move from `state`."""
+    def propose(self, state: tf.Tensor, previous: TransitionResults, seed: tf.Tensor) -> Proposal:
+        """Proposes a move from `state`, given the results of the move that led there."""
         raise NotImplementedError
 
     def log_accept_ratio(self, endpoints: Endpoints, proposal: Proposal) -> tf.Tensor:
@@ -184,7 +188,7 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
         """
         proposal_seed, test_seed = random.split(_required(seed))
         previous = previous_kernel_results.endpoints
-        proposal = self.propose(current_state, previous, proposal_seed)
+        proposal = self.propose(current_state, previous_kernel_results, proposal_seed)
         log_accept_ratio = self.log_accept_ratio(previous, proposal)
         zeros = tf.zeros_like(log_accept_ratio)
         return proposal.state, TransitionResults(
@@ -199,6 +203,7 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
             score=previous.score(self.inverse_temperature),
             drift_error=zeros if proposal.drift_error is None else proposal.drift_error,
             step_size=self.step_size,
+            momentum=proposal.momentum[0],
         )
 
 
@@ -260,12 +265,15 @@ class MetropolisHastings(tfp.mcmc.TransitionKernel):
         """
         proposal_seed, test_seed = random.split(_required(seed))
         kernel, previous = self.inner_kernel, previous_kernel_results.endpoints
-        proposal = kernel.propose(current_state, previous, proposal_seed)
+        proposal = kernel.propose(current_state, previous_kernel_results, proposal_seed)
         log_accept_ratio = kernel.log_accept_ratio(previous, proposal)
         log_accept, log_reject = log_accept_probs(log_accept_ratio, self.acceptance)
         accepted = draw_acceptance(log_accept, test_seed)
-        state, endpoints = select(
-            accepted, (proposal.state, proposal.endpoints), (current_state, previous)
+        moved, stayed = proposal.momentum
+        state, endpoints, momentum = select(
+            accepted,
+            (proposal.state, proposal.endpoints, moved),
+            (current_state, previous, stayed),
         )
         # The previous results' log-density belongs to the previous temperature: mix it anew.
         log_prob = endpoints.log_prob(kernel.inverse_temperature)
@@ -279,4 +287,5 @@ class MetropolisHastings(tfp.mcmc.TransitionKernel):
             score=previous.score(kernel.inverse_temperature),
             drift_error=tf.zeros_like(log_prob),
             step_size=kernel.step_size,
+            momentum=momentum,
         )
