@@ -1,4 +1,4 @@
-"""Package metadata, dependencies, extras and the console script of tf_mcvae."""
+"""Package metadata, dependencies, extras and the console scripts of tf_mcvae."""
 
 import re
 from pathlib import Path
@@ -37,7 +37,12 @@ setup(
         "test": ["pytest>=8", "pytest-xdist>=3.6"],
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "mypy>=1.16", "types-setuptools"],
     },
-    entry_points={"console_scripts": ["tf-mcvae-train = tf_mcvae.cli:main"]},
+    entry_points={
+        "console_scripts": [
+            "tf-mcvae-train = tf_mcvae.cli:main",
+            "tf-mcvae-evaluate = tf_mcvae.evaluate:main",
+        ]
+    },
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

@@ -7,40 +7,28 @@
 # far smaller than the errors of the scores themselves.
 
 # %%
-import json
-import pathlib
 import sys
 
-import keras
-import numpy as np
-
 import tf_mcvae
+from tf_mcvae.evaluation import compare
+from tf_mcvae.runs import RunFolder
+from tf_mcvae.training import load_split
 
 
 # %%
 def score(folder):
-    """Returns each test example's log-likelihood, by AIS with the settings of the run."""
-    settings = json.loads((folder / "config.json").read_text())["settings"]
-    data = tf_mcvae.datasets.load(
-        settings["dataset"],
-        batch_size=settings["validation_batch_size"],
-        binarize="dynamic" if settings["binarize"] else "none",
-        data_dir=settings["data_dir"],
-    )
+    """Estimates the log-likelihood of the test images by AIS, with the settings of the run."""
+    config = folder.load_config()
+    _, _, images = load_split(config, "test", config.score_examples)
     return tf_mcvae.estimate_log_likelihood(
-        keras.models.load_model(folder / "model.keras"),
-        data.test.unbatch().take(settings["score_examples"]).batch(100),
-        num_chains=settings["ais_chains"],
-        num_temperatures=settings["ais_temperatures"],
-        num_leapfrog_steps=settings["ais_leapfrogs"],
-    ).per_example
+        tf_mcvae.load_model(folder.model),
+        images,
+        num_chains=config.ais_chains,
+        num_temperatures=config.ais_temperatures,
+        num_leapfrog_steps=config.ais_leapfrogs,
+    )
 
 
 # %%
-folders = [pathlib.Path(argument) for argument in sys.argv[1:3]]
-values = [score(folder) for folder in folders]
-difference = values[0] - values[1]
-error = np.std(difference, ddof=1) / np.sqrt(len(difference))
-print(
-    f"{folders[0].name} - {folders[1].name}: {difference.mean():.3f} ± {error:.3f} nats per example"
-)
+first, second = map(RunFolder, sys.argv[1:3])
+print(f"{first.path.name} - {second.path.name}: {compare(score(first), score(second))}")

@@ -1,7 +1,11 @@
 """Options and fixtures that all tests share."""
 
 import os
+import sys
 
+if "--runslow" not in sys.argv:
+    # LLVM's optimisation is half of what compiling with XLA costs, and tests run the code once.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 

@@ -531,10 +531,15 @@ def raise_interrupt(*args):
     "line",
     [
         "--model L-MCVAE --grad_clip_val 5 --variance_sensitive_step True",
-        "--model A-MCVAE --num_samples 2 --use_alpha_annealing True --lr-schedule reference",
-        "--model FlowVAE --num_flows 2 --lr-schedule 'CosineDecay(decay_steps=12)' "
-        "--grad_skip_val 26",
-        pytest.param("--use_score_matching True --use_reverse_kernel True", marks=pytest.mark.slow),
+        *[
+            pytest.param(line, marks=pytest.mark.slow)
+            for line in (
+                "--model A-MCVAE --num_samples 2 --use_alpha_annealing True --lr-schedule reference",
+                "--model FlowVAE --num_flows 2 --lr-schedule 'CosineDecay(decay_steps=12)' "
+                "--grad_skip_val 26",
+                "--use_score_matching True --use_reverse_kernel True",
+            )
+        ],
     ],
 )
 def test_a_resumed_run_ends_exactly_like_an_uninterrupted_one(line, tmp_path, capsys, monkeypatch):

@@ -26,7 +26,16 @@ BELOW_MODELS = {
     "transition_networks",
 }
 LIBRARY = BELOW_MODELS | DATA | {"models", "evaluation", "export", "files", "migrate"}
-COMMAND = {"building", "callbacks", "report", "runs", "settings", "tensorboard", "training"}
+COMMAND = {
+    "building",
+    "callbacks",
+    "report",
+    "runs",
+    "scores",
+    "settings",
+    "tensorboard",
+    "training",
+}
 
 MAY_IMPORT = {
     "random": set(),
@@ -49,6 +58,7 @@ MAY_IMPORT = {
     # The command line and what serves it; they may ask the package for its version.
     **dict.fromkeys(COMMAND, LIBRARY | COMMAND | {"__init__"}),
     "cli": LIBRARY | COMMAND,
+    "evaluate": LIBRARY | COMMAND | {"cli"},
     "__init__": LIBRARY,
     "__main__": {"cli"},
 }

@@ -140,6 +140,7 @@ def read_results(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_row_runs_with_several_seeds_once(tmp_path, capsys, monkeypatch):
     words = ["1", "--seeds", "2", "--output-dir", str(tmp_path), "--", *TINY.split()]
     with monkeypatch.context() as patch:

@@ -10,7 +10,7 @@ import difflib
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from tf_mcvae.runs import RunFolder
@@ -33,10 +33,38 @@ Booleans are written True or False (also yes/no, t/f, y/n, 1/0); hyphens and und
 names of flags are the same."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that takes every spelling of a flag, and answers an error in one sentence."""
+class Parser(argparse.ArgumentParser):
+    """A parser that takes every spelling of a flag, and answers an error in one sentence.
+
+    What is not given on the command line is not in its result.
+
+    Args:
+        usage: See `argparse.ArgumentParser`, as for the following.
+        description: Shown as it is written.
+        **kwargs: Further ones.
+    """
+
+    def __init__(self, usage: str, description: str, **kwargs: Any) -> None:
+        super().__init__(
+            usage=usage,
+            description=description,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 8, width=96),
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+            **kwargs,
+        )
+
+    def add_settings(self, settings: type[Any]) -> dict[str, Any]:
+        """Adds a flag for each field of a dataclass of `option`s; returns the groups by title."""
+        groups: dict[str, Any] = {}
+        for field in dataclasses.fields(settings):
+            title = field.metadata["group"]
+            groups[title] = groups.get(title) or self.add_argument_group(title)
+            _add_setting(groups[title], field)
+        return groups
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses words in which hyphens and underscores of flags are the same."""
         # All the parsing methods come through here.
         spelling = {_plain(known): known for known in self._option_string_actions}
         words = []
@@ -46,11 +74,13 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
+        """Raises a ValueError, with the flag that may have been meant."""
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
-            close = difflib.get_close_matches(unknown.split()[0], self._option_string_actions, n=1)
-            message = f"there is no flag {unknown.split()[0]}"
-            message += f" (did you mean {close[0]}?)" if close else "; --help lists them"
+            word = unknown.split()[0]
+            close = difflib.get_close_matches(word, self._option_string_actions, n=1)
+            message = f"there is no flag {word}" if word[0] == "-" else f"{word} is not expected"
+            message += f" (did you mean {close[0]}?)" if close else "; --help lists the flags"
         raise ValueError(message.removeprefix("argument "))
 
 
@@ -59,30 +89,25 @@ def _plain(flag: str) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser; what is not given on the command line is not in its result."""
-    parser = _Parser(
-        usage="%(prog)s [--flag VALUE ...]",
-        description=_DESCRIPTION,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 8, width=96),
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    groups: dict[str, Any] = {}
-    for field in dataclasses.fields(RunConfig):
-        title = field.metadata["group"]
-        groups[title] = groups.get(title) or parser.add_argument_group(title)
-        _add_setting(groups[title], field)
-    groups[OUTPUT].add_argument(
+    """Returns the parser of the training command."""
+    parser = Parser("%(prog)s [--flag VALUE ...]", _DESCRIPTION)
+    output = parser.add_settings(RunConfig)[OUTPUT]
+    output.add_argument(
         "--resume",
         nargs="?",
         const="",
         metavar="NAME",
         help="go on with an interrupted run, by its name or path (default: the latest one)",
     )
-    groups[OUTPUT].add_argument(
+    add_debug(output)
+    return parser
+
+
+def add_debug(group: Any) -> None:
+    """Adds the flag that `answer_errors` looks for."""
+    group.add_argument(
         "--debug", action="store_true", help="show where in the program an error arose"
     )
-    return parser
 
 
 def _add_setting(group: Any, field: "dataclasses.Field[Any]") -> None:
@@ -115,9 +140,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 after an error in what was asked for, 130 after an interruption.
     """
+    return answer_errors(_main, argv)
+
+
+def answer_errors(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
+    """Carries out a command, and answers what is wrong with it in one sentence.
+
+    Args:
+        command: Takes the words after the program's name, and returns the exit code.
+        argv: These words; by default those of the process.
+
+    Returns:
+        The command's exit code, or 2 after an error.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _main(words)
+        return command(words)
     except (ValueError, TypeError, OSError) as error:
         if "--debug" in words:
             raise

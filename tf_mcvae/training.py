@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import tf_mcvae
@@ -100,6 +101,31 @@ def load_data(config: RunConfig) -> tuple[RunConfig, Data]:
         validation=_limited(data.validation, config.limit_validation_batches),
     )
     return complete(replace(config, binarize=binarize, likelihood=likelihood), data.spec), data
+
+
+def load_split(
+    config: RunConfig, split: str, count: int | None = None
+) -> tuple[RunConfig, DataSpec, Any]:
+    """Loads the first images of a split at once, whatever the limits of the settings are.
+
+    Of `"train"` they are in the order, shuffled, of the first epoch of a run with this seed.
+
+    Args:
+        config: The settings, of which those of the data, the likelihood and the seed count.
+        split: `"train"`, `"validation"` or `"test"`.
+        count: How many images. None: all.
+
+    Returns:
+        The settings, completed; what the data are; and the images, `[N, H, W, C]`.
+    """
+    keras.utils.set_random_seed(config.seed)
+    whole = replace(config, limit_train_batches=1.0, limit_validation_batches=1.0)
+    if split == "train":
+        # A smaller last batch would be left out.
+        whole = replace(whole, batch_size=1)
+    whole, data = load_data(whole)
+    images = getattr(data, split).unbatch().take(-1 if count is None else count)
+    return whole, data.spec, np.concatenate([np.asarray(x) for x in images.batch(1000)])
 
 
 def complete(config: RunConfig, spec: DataSpec) -> RunConfig:

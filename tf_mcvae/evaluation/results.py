@@ -11,7 +11,7 @@ Array = np.ndarray[Any, Any]
 
 # Below this, at the mean of its chains, a transition hardly moves; and the share of the transitions
 # that may be so.
-_LOW_ACCEPTANCE, _FEW_TRANSITIONS = 0.6, 0.1
+_LOW_ACCEPTANCE, _FEW_TRANSITIONS = 0.6, 0.25
 # An example is badly covered if its weights are worth less than the smaller of so many draws and
 # this share of them; and the share of the examples that may be so.
 _FEW_DRAWS, _SHARE_OF_DRAWS, _FEW_EXAMPLES = 10.0, 0.25, 0.05
