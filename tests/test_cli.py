@@ -534,7 +534,7 @@ def raise_interrupt(*args):
         *[
             pytest.param(line, marks=pytest.mark.slow)
             for line in (
-                "--model A-MCVAE --num_samples 2 --use_alpha_annealing True --lr-schedule reference",
+                "--model A-MCVAE --num_samples 2 --use_alpha_annealing 1 --lr-schedule reference",
                 "--model FlowVAE --num_flows 2 --lr-schedule 'CosineDecay(decay_steps=12)' "
                 "--grad_skip_val 26",
                 "--use_score_matching True --use_reverse_kernel True",
