@@ -1,5 +1,6 @@
 """Options and fixtures that all tests share."""
 
+import gc
 import os
 import sys
 
@@ -16,6 +17,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_collections():
+    """Keeps Python's garbage collector from going over all earlier modules' graphs again."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser):

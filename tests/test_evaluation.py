@@ -390,7 +390,7 @@ def test_simulated_images_are_the_models():
     assert within(centred[:, :, np.newaxis] * centred[:, np.newaxis], covariance)
 
 
-@pytest.mark.parametrize("start", ["encoder", "prior"])
+@pytest.mark.parametrize("start", [pytest.param("encoder", marks=pytest.mark.slow), "prior"])
 def test_bidirectional_bounds_of_a_flow(start, flow_vae):
     gap = bidirectional_gap(flow_vae, 100, 16, 150, 5, start=start)
     evidence = PPCA.log_evidence(simulated(flow_vae, 100, 0)[0])

@@ -32,6 +32,7 @@ def test_readme(block, tmp_path, monkeypatch, capsys):
         assert (tmp_path / "digits.keras").exists()
 
 
+@pytest.mark.slow
 def test_compare_runs(tmp_path, monkeypatch, capsys):
     """Two runs as the example takes them; a run against itself differs by nothing."""
     line = "--epochs 1 --limit_train_batches 2 --no-export --score-examples 10 --iwae-samples 2"
