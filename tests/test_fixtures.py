@@ -68,14 +68,18 @@ def evaluate(model, x):
     return estimate, run, gradients
 
 
-# In a graph one of each kind; `--runslow` all of them. XLA compiles the same graphs.
-IN_A_GRAPH = ("vae_b", "iwae", "lmcvae_sigmoidal", "amcvae_mh_s", "lmcvae_score")
+# Compiled one of each kind; `--runslow` all of them.
+COMPILED = {
+    "graph": ("vae_b", "iwae", "lmcvae_sigmoidal", "amcvae_mh_s", "lmcvae_score"),
+    "xla": ("vae_g", "iwae", "lmcvae_all", "lmcvae_reverse", "lmcvae_score", "amcvae"),
+    "eager": "",
+}
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_model(path, mode, monkeypatch, request):
-    runs_in_a_graph = path.parent != HERE / "fixtures" or path.stem.startswith(IN_A_GRAPH)
-    if mode == "graph" and not (runs_in_a_graph or request.config.getoption("--runslow")):
+    is_chosen = path.parent != HERE / "fixtures" or path.stem.startswith(COMPILED[mode])
+    if not (is_chosen or request.config.getoption("--runslow")):
         pytest.skip("needs --runslow")
     fixture = Fixture(path)
     model = fixture.model()

@@ -134,6 +134,7 @@ def test_latents_of_the_samples_stay_the_same(tmp_path):
     assert moving[1] != moving[2]
 
 
+@pytest.mark.slow
 def test_training_is_the_same_with_and_without(trained):
     model = make_model(keras.optimizers.schedules.ExponentialDecay(0.01, 2, 0.5))
     assert fit(model, None) == trained[1]
