@@ -121,7 +121,7 @@ def test_elbo_and_iwae_of_a_flow(flow_vae):
     assert abs(elbo.mean - ELBO) > 20 * elbo.monte_carlo_error
 
 
-@pytest.mark.parametrize("start", ["encoder", "prior"])
+@pytest.mark.parametrize("start", ["encoder", pytest.param("prior", marks=pytest.mark.slow)])
 def test_annealed_importance_sampling_of_a_flow(start, flow_vae):
     """From the encoder chains run before the flow, from the prior after it."""
     result = estimate_log_likelihood(flow_vae, X, 16, 250, 5, start=start, seed=4)
@@ -354,7 +354,12 @@ def test_estimates_are_hardly_ever_far_above_the_evidence(loose):
 
 
 @pytest.mark.parametrize(
-    ("name", "start"), [("VAE", "encoder"), ("VAE", "prior"), ("LMCVAE", "encoder")]
+    ("name", "start"),
+    [
+        ("VAE", "encoder"),
+        ("VAE", "prior"),
+        pytest.param("LMCVAE", "encoder", marks=pytest.mark.slow),
+    ],
 )
 def test_bidirectional_bounds_bracket_the_evidence(name, start):
     """Of the simulated images, whose evidence is known; loose settings, so that there is a gap."""

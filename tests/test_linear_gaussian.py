@@ -43,6 +43,7 @@ def test_bias_of_the_vae_is_its_divergence(study):
     assert 0.5 * divergence > 10 * error
 
 
+@pytest.mark.slow
 def test_the_command_writes_numbers_and_figure(study, tmp_path, capsys, monkeypatch):
     names = ("VAE", "L reverse K=1", "A K=5 S=10")  # Each of them is compiled.
     monkeypatch.setattr(study, "CASES", {name: study.CASES[name] for name in names})

@@ -46,6 +46,7 @@ def test_tfp_is_biased_unless_bootstrapped_and_this_package_is_not(comparison):
     assert by_name["tfp"]["last_acceptance"] < 0.6 < 0.9 < by_name["tf_mcvae"]["last_acceptance"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_same_numbers_again_and_a_figure(comparison, tmp_path, capsys):
     words = "--problems ppca --kernels MALA --steps 2 3 --chains 64 --seed 1"
     for folder in ("first", "second"):
