@@ -376,6 +376,21 @@ def test_graph_and_xla_train_as_eager_does(case, mode):
     assert_same(state(models[1]), state(models[0]), atol=1e-4)
 
 
+@pytest.mark.parametrize("model_class", [LMCVAE, AMCVAE])
+def test_large_batches_of_known_size_train_for_more_than_one_step(model_class):
+    """TensorFlow rewrites graphs that hold some 200 MB, wrongly in the gradient of a loop."""
+    keras.utils.set_random_seed(0)
+    model = model_class(
+        tf_mcvae.Encoder(2, architecture="dense", hidden_units=(8,)),
+        tf_mcvae.Decoder((8, 8, 1), architecture="dense", hidden_units=(256,)),
+        num_transitions=1,
+        num_samples=4,
+    )
+    model.compile("adam")
+    losses = [model.train_on_batch(tf.zeros([4000, 8, 8, 1])) for _ in range(3)]
+    assert losses[0] > losses[1] > losses[2]
+
+
 @pytest.mark.parametrize(
     ("case", "jit_compile"),
     [

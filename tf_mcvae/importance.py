@@ -80,10 +80,11 @@ def annealed_importance_sampling(
         Neal, Annealed Importance Sampling (2001); Thin et al., Monte Carlo Variational
         Auto-Encoders, ICML 2021, arXiv 2106.15921.
     """
-    results = kernel_fn(tf.constant(0), None).bootstrap_results(initial_state)
+    start = _hide_num_samples(initial_state)
+    results = kernel_fn(tf.constant(0), None).bootstrap_results(start)
     log_q = results.endpoints.log_q
     # The results before the first transition have the shapes of those after each.
-    example = trace_fn(initial_state, results)
+    example = trace_fn(start, results)
 
     def body(
         index: tf.Tensor, state: tf.Tensor, results: Any, log_ratios: tf.Tensor, arrays: list[Any]
@@ -101,9 +102,21 @@ def annealed_importance_sampling(
     _, state, results, log_ratios, arrays = tf.while_loop(
         lambda index, *_: index < num_transitions,
         body,
-        (tf.constant(0), initial_state, results, tf.zeros_like(log_q), arrays),
+        (tf.constant(0), start, results, tf.zeros_like(log_q), arrays),
         maximum_iterations=num_transitions,
     )
     log_p = final_log_prob_fn(state) if final_log_prob_fn else results.endpoints.log_p
     trace = tf.nest.pack_sequence_as(example, [array.stack() for array in arrays])
-    return AnnealedSamples(initial_state, state, log_p - log_q + log_ratios, trace)
+    log_weights = log_p - log_q + log_ratios
+    # In Python all sizes are known again.
+    state.set_shape(initial_state.shape)
+    log_weights.set_shape(initial_state.shape[: log_weights.shape.rank])
+    return AnnealedSamples(initial_state, state, log_weights, trace)
+
+
+def _hide_num_samples(state: tf.Tensor) -> tf.Tensor:
+    """Returns `state [S, B, D]` as a tensor whose S a graph does not know (XLA does)."""
+    # Where a graph knows all sizes and its loop holds more than some 200 MB, TensorFlow turns sums
+    # in the loop's gradient into temporary variables; it leaves some of them behind, and the next
+    # step ends with an AlreadyExistsError (tensorflow issue 23780).
+    return tf.raw_ops.PlaceholderWithDefault(input=state, shape=[None, *state.shape[1:]])
