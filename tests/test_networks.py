@@ -359,6 +359,24 @@ def test_nearest_resize_and_its_derivatives(before, after, mode):
 # Second derivatives: what training a bound through its scores asks of a decoder.
 
 
+@pytest.mark.parametrize("size", [(6, 6), (7, 7)])
+def test_xla_differentiates_loops_over_resizes_of_unknown_batches(size):
+    """A gradient that takes sizes from the graph is refused there."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 3, 3, 1])], jit_compile=True)
+    def gradient(x):
+        def body(i, x):
+            return i + 1, nearest_resize(x, *size)[:, :3, :3] ** 2
+
+        y = tf.while_loop(lambda i, _: i < 2, body, (0, x), maximum_iterations=2)[1]
+        return tf.gradients(y, x)
+
+    # An image of one value c ends as c^4 in nine pixels.
+    x = np.full([2, 3, 3, 1], 2.0, np.float32)
+    assert np.sum(gradient(x)[0][0]) == pytest.approx(9 * 4 * 2.0**3)
+
+
+
 @pytest.mark.parametrize(
     ("architecture", "activation"), [("conv", "gelu"), *(("dense", name) for name in ACTIVATIONS)]
 )

@@ -20,7 +20,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_mcvae.checks import check_positive_integer
-from tf_mcvae.random import shape_of
 
 _SQRT_HALF = math.sqrt(0.5)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
@@ -112,13 +111,30 @@ def _nearest(x: Any, size: int, axis: int) -> Any:
     num = x.shape[axis]
     if size == num:
         return x
-    if size % num == 0:  # Each value `repeats` times: no gather, and its gradient is a sum.
-        repeats = size // num
-        shape = shape_of(x)
-        copies = [*shape[: axis + 1], repeats, *shape[axis + 1 :]]
-        x = tf.broadcast_to(tf.expand_dims(x, axis + 1), copies)
-        return tf.reshape(x, [-1, *shape[1:axis], size, *shape[axis + 1 :]])
+    if size % num == 0:
+        return _repeat(num, size // num, axis)(x)
     return _nearest_gather(num, size, axis)(x)
+
+
+def _repeat(num: int, repeats: int, axis: int) -> Callable[[Any], Any]:
+    """Returns what repeats each of `num` entries of an axis; its gradient is a sum, to any order.
+
+    The gradients take no sizes from the graph: within a loop XLA would not know them.
+    """
+
+    @tf.custom_gradient
+    def resize(x: Any) -> Any:
+        before, after = x.shape[1:axis], x.shape[axis + 1 :]
+        copies = tf.stack([x] * repeats, axis=axis + 1)
+        return tf.reshape(copies, [-1, *before, num * repeats, *after]), adjoint
+
+    @tf.custom_gradient
+    def adjoint(x: Any) -> Any:
+        before, after = x.shape[1:axis], x.shape[axis + 1 :]
+        runs = tf.reshape(x, [-1, *before, num, repeats, *after])
+        return tf.reduce_sum(runs, axis=axis + 1), resize
+
+    return resize
 
 
 def _nearest_gather(num: int, size: int, axis: int) -> Callable[[Any], Any]:

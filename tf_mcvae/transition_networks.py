@@ -145,5 +145,6 @@ class LearnedReverse(TransitionNetwork):
 
 def _beside(state: tf.Tensor, features: tf.Tensor) -> tf.Tensor:
     """Concatenates states `[S, B, D]` with their examples' features `[B, F]`."""
-    shape = random.shape_of(state)[:-1] + random.shape_of(features)[-1:]
-    return tf.concat([state, tf.broadcast_to(features, shape)], axis=-1)
+    # A sum, as the gradient of `tf.broadcast_to` in a loop asks XLA for sizes it does not know.
+    features += tf.zeros_like(state[..., :1])
+    return tf.concat([state, features], axis=-1)
