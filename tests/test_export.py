@@ -1,5 +1,6 @@
 """Tests of the export: what a server that has TensorFlow alone answers."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -10,21 +11,29 @@ import pytest
 import tensorflow as tf
 
 import tf_mcvae
+from tf_mcvae import training
 from tf_mcvae.export import check_servable, export_saved_model
+from tf_mcvae.runs import RunFolder
+from tf_mcvae.settings import RunConfig
 
 SHAPE, LATENT_DIM, NUM_SAMPLES = (8, 8, 1), 3, 16
-NAMES = ("vae", "iwae", "flow", "lmcvae", "amcvae", "conv")
 INPUTS = {
     "serving_default": ("x",),
     "encode": ("x",),
     "posterior_sample": ("x", "seed"),
+    "posterior_samples": ("x", "seed", "num_samples"),
     "decode": ("z",),
     "reconstruct": ("x",),
     "generate": ("seed",),
     "log_likelihood": ("x", "seed"),
+    "anomaly_score": ("x", "seed"),
+}
+# Beside each signature of images there is one of bytes.
+OF_BYTES = {f"{name}_uint8" for name, keys in INPUTS.items() if "x" in keys} - {
+    "serving_default_uint8"
 }
 
-# Loads every model with TensorFlow alone and answers with batches of 7 rows, of the last of these,
+# Loads a model with TensorFlow alone and answers with batches of 7 rows, of the last of these,
 # and of none.
 SERVER = f"""
 import sys
@@ -33,13 +42,12 @@ for name in ("keras", "tf_keras", "tensorflow_probability", "tf_mcvae"):
 import numpy as np, tensorflow as tf
 folder, inputs = sys.argv[1], {INPUTS}
 requests, answers = dict(np.load(folder + "/requests.npz")), {{}}
-for name in {NAMES}:
-    signatures = tf.saved_model.load(f"{{folder}}/{{name}}/1").signatures
-    for signature in signatures:
-        for case, rows in (("all", slice(None)), ("last", slice(6, 7)), ("none", slice(0, 0))):
-            feed = {{key: tf.constant(requests[key][rows]) for key in inputs[signature]}}
-            for key, value in signatures[signature](**feed).items():
-                answers[f"{{name}}/{{signature}}/{{key}}/{{case}}"] = value.numpy()
+signatures = tf.saved_model.load(folder + "/1").signatures
+for signature in inputs:
+    for case, rows in (("all", slice(None)), ("last", slice(6, 7)), ("none", slice(0, 0))):
+        feed = {{key: tf.constant(requests[key][rows]) for key in inputs[signature]}}
+        for key, value in signatures[signature](**feed).items():
+            answers[f"{{signature}}/{{key}}/{{case}}"] = value.numpy()
 np.savez(folder + "/answers.npz", **answers)
 """
 
@@ -57,30 +65,61 @@ def built(model):
     return model
 
 
-def make_models():
-    cloned = tf_mcvae.LMCVAE(
-        *networks(), num_transitions=3, step_size=0.05, cloned_decoder=True, schedule="sigmoidal"
-    )
-    gaussian = tf_mcvae.Gaussian(0.5, learned=True)
-    models = {
-        "vae": tf_mcvae.VAE(*networks(), likelihood=gaussian),
-        "iwae": tf_mcvae.IWAE(*networks()),
-        "flow": tf_mcvae.FlowVAE(*networks(), flow="bnaf"),
-        "lmcvae": cloned,
-        "amcvae": tf_mcvae.AMCVAE(*networks(), num_transitions=3, step_size=0.3),
-        "conv": tf_mcvae.LMCVAE(*networks("conv"), num_transitions=2, schedule="all_learnable"),
-    }
-    for model in models.values():
-        built(model)
+def make_flow():
+    return tf_mcvae.FlowVAE(*networks(), flow="bnaf", likelihood=tf_mcvae.Gaussian(0.5, True))
+
+
+def make_lmcvae():
+    options = {"num_transitions": 3, "step_size": 0.05, "schedule": "sigmoidal"}
+    model = built(tf_mcvae.LMCVAE(*networks(), cloned_decoder=True, **options))
     # As training would: a clone that differs from the decoder.
-    transition_decoder = cloned.transition_decoder
-    transition_decoder.set_weights([1.5 * weight for weight in transition_decoder.get_weights()])
-    return models
+    clone = model.transition_decoder
+    clone.set_weights([1.5 * weight for weight in clone.get_weights()])
+    return model
+
+
+def make_amcvae():
+    return tf_mcvae.AMCVAE(*networks(), num_transitions=3, step_size=0.3)
+
+
+def make_conv():
+    return tf_mcvae.LMCVAE(*networks("conv"), num_transitions=2, schedule="all_learnable")
+
+
+# `test_serving_cpp.py` and `test_serving_protocol.py` have further ones by default.
+MODELS = [
+    make_flow,
+    *(pytest.param(f, marks=pytest.mark.slow) for f in (make_lmcvae, make_amcvae, make_conv)),
+]
 
 
 @pytest.fixture(scope="module")
-def models():
-    return make_models()
+def small_model():
+    return built(tf_mcvae.VAE(*networks()))
+
+
+CALIBRATION = np.random.default_rng(9).uniform(size=(19, *SHAPE)).astype(np.float32)
+CARD = {"data": {"name": "noise", "binarize": None}, "metrics": {"elbo": -3.5, "nan": float("nan")}}
+
+
+@pytest.fixture(scope="module")
+def small_path(small_model, tmp_path_factory):
+    """Versions 7 and 8 of a model; the first with all options."""
+    path = tmp_path_factory.mktemp("new") / "model"
+    options = {"calibration": CALIBRATION, "pixel_range": (0.25, 0.75), "card": CARD}
+    version = export_saved_model(small_model, str(path), 7, NUM_SAMPLES, **options)
+    assert version == path / "7"
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_served(small_path):
+    return tf.saved_model.load(str(small_path / "7"))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    return built(request.param())
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +129,7 @@ def requests():
         "x": rng.uniform(size=(7, *SHAPE)).astype(np.float32),
         "z": rng.normal(size=(7, LATENT_DIM)).astype(np.float32),
         "seed": rng.integers(-(2**31), 2**31, size=(7, 2)).astype(np.int32),
+        "num_samples": np.full([7], 11, np.int32),
     }
     for array in arrays.values():
         array[4] = array[1]  # Two equal requests in one batch.
@@ -97,10 +137,9 @@ def requests():
 
 
 @pytest.fixture(scope="module")
-def folder(models, tmp_path_factory):
+def folder(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
-    for name, model in models.items():
-        export_saved_model(model, folder / name, num_samples=NUM_SAMPLES)
+    export_saved_model(model, folder, num_samples=NUM_SAMPLES)
     return folder
 
 
@@ -114,15 +153,22 @@ def answers(folder, requests):
         return dict(file)
 
 
-def expected_answers(model, x, z, seed):
+def expected_answers(model, x, z, seed, num_samples):
+    del num_samples
     loc, scale = model.encode(x)
     log_weights = model.log_weights(x, seed, NUM_SAMPLES).numpy().astype(np.float64)
     weights = np.exp(log_weights - log_weights.max(axis=0))
     mean = weights.mean(axis=0)
+    log_likelihood = log_weights.max(axis=0) + np.log(mean)
+    standard_error = weights.std(axis=0, ddof=1) / np.sqrt(NUM_SAMPLES) / mean
+    # Drawn in groups of eight.
+    further = tf_mcvae.random.fold_in(tf.constant(seed), 1)
+    draws = [*model.posterior_sample(x, 8, seed), *model.posterior_sample(x, 3, further)]
     return {
         "serving_default": {"loc": loc, "scale": scale},
         "encode": {"loc": loc, "scale": scale},
         "posterior_sample": {"z": model.posterior_sample(x, 1, seed)[0]},
+        "posterior_samples": {"z": np.stack(draws, axis=1)},
         "decode": {"image": model.decode(z)},
         "reconstruct": {"image": model.reconstruct(x)},
         "generate": {
@@ -130,79 +176,77 @@ def expected_answers(model, x, z, seed):
             "z": tf_mcvae.random.normal([1, 7, LATENT_DIM], tf.constant(seed))[0],
         },
         "log_likelihood": {
-            "log_likelihood": log_weights.max(axis=0) + np.log(mean),
-            "standard_error": weights.std(axis=0, ddof=1) / np.sqrt(NUM_SAMPLES) / mean,
+            "log_likelihood": log_likelihood,
+            "standard_error": standard_error,
         },
+        "anomaly_score": {"anomaly_score": -log_likelihood, "standard_error": standard_error},
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_tensorflow_alone_answers_as_the_keras_model_does(name, models, requests, answers):
-    expected = expected_answers(models[name], **requests)
+def test_tensorflow_alone_answers_as_the_keras_model_does(model, requests, answers):
+    expected = expected_answers(model, **requests)
     assert expected.keys() == INPUTS.keys()
     for signature, outputs in expected.items():
         for key, value in outputs.items():
-            answer = answers[f"{name}/{signature}/{key}/all"]
+            answer = answers[f"{signature}/{key}/all"]
             assert answer.dtype == np.float32
             np.testing.assert_allclose(
                 answer, value, rtol=1e-4, atol=1e-5, err_msg=f"{signature} {key}"
             )
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_row_gets_the_same_answer_whatever_is_batched_beside_it(name, answers):
-    found = [key for key in answers if key.startswith(f"{name}/") and key.endswith("/all")]
-    assert len(found) == 11
+def test_a_row_gets_the_same_answer_whatever_is_batched_beside_it(answers):
+    found = [key for key in answers if key.endswith("/all")]
+    assert len(found) == 14
     for key in found:
         together, alone = answers[key], answers[key.removesuffix("all") + "last"]
         np.testing.assert_allclose(alone[0], together[6], rtol=1e-4, atol=1e-5, err_msg=key)
         np.testing.assert_allclose(together[4], together[1], rtol=1e-4, atol=1e-5, err_msg=key)
     # Unequal requests, of which the seed is a part, get unequal answers.
-    draws = answers[f"{name}/generate/z/all"]
+    draws = answers["generate/z/all"]
     assert len(np.unique(draws.round(4), axis=0)) == 6
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_empty_batch_gets_an_empty_answer(name, answers):
+def test_an_empty_batch_gets_an_empty_answer(answers):
     for key in answers:
-        if key.startswith(f"{name}/") and key.endswith("/none"):
+        if key.endswith("/none"):
             full = answers[key.removesuffix("none") + "all"]
-            assert answers[key].shape == (0, *full.shape[1:])
+            # A request of no rows asks for no number of draws.
+            shape = (0, 1, LATENT_DIM) if "posterior_samples" in key else (0, *full.shape[1:])
+            assert answers[key].shape == shape
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_names_shapes_and_dtypes_of_the_signatures(name, folder):
+def test_names_shapes_and_dtypes_of_the_signatures(folder):
     shapes = {"x": [None, *SHAPE], "z": [None, LATENT_DIM], "seed": [None, 2]}
-    signatures = tf.saved_model.load(str(folder / name / "1")).signatures
-    assert signatures.keys() == INPUTS.keys()
+    shapes["num_samples"] = [None]
+    dtypes = {"x": tf.float32, "z": tf.float32, "seed": tf.int32, "num_samples": tf.int32}
+    signatures = tf.saved_model.load(str(folder / "1")).signatures
+    assert signatures.keys() == INPUTS.keys() | OF_BYTES
     for signature, function in signatures.items():
         _, inputs = function.structured_input_signature
-        assert {key: spec.shape.as_list() for key, spec in inputs.items()} == {
-            key: shapes[key] for key in INPUTS[signature]
-        }
-        assert all(
-            spec.dtype == (tf.int32 if key == "seed" else tf.float32)
-            for key, spec in inputs.items()
-        )
+        keys = INPUTS[signature.removesuffix("_uint8")]
+        found = {key: (spec.shape.as_list(), spec.dtype) for key, spec in inputs.items()}
+        expected = {key: (shapes[key], dtypes[key]) for key in keys}
+        if signature in OF_BYTES:
+            expected["x"] = (shapes["x"], tf.uint8)
+        assert found == expected
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_weight_is_stored_once(name, models, folder):
-    model = models[name]
+def test_each_weight_is_stored_once(model, folder):
     weights = [*model.encoder.weights, *model.decoder.weights]
-    if name == "lmcvae":
+    if getattr(model, "cloned_decoder", False):
         weights += model.transition_decoder.weights
-    if name == "flow":
+    if isinstance(model, tf_mcvae.FlowVAE):
         weights += model.flow.weights
     num_bytes = 4 * sum(int(np.prod(weight.shape)) for weight in weights)
-    stored = sum(file.stat().st_size for file in (folder / name / "1" / "variables").iterdir())
+    stored = sum(file.stat().st_size for file in (folder / "1" / "variables").iterdir())
     # Beside the numbers there is an index of names and shapes.
     assert num_bytes <= stored < 1.02 * num_bytes + 3000
 
 
-def test_the_standard_error_is_the_spread_over_seeds(folder, requests):
-    served = tf.saved_model.load(str(folder / "iwae" / "1")).signatures["log_likelihood"]
-    x = tf.repeat(requests["x"][:1], 1000, axis=0)
+def test_the_standard_error_is_the_spread_over_seeds(small_served):
+    served = small_served.signatures["log_likelihood"]
+    x = tf.repeat(CALIBRATION[:1], 1000, axis=0)
     seed = tf.stack([tf.range(1000), tf.fill([1000], 3)], axis=1)
     answer = served(x=x, seed=seed)
     spread = np.std(answer["log_likelihood"])
@@ -257,8 +301,8 @@ BAD_REQUESTS = {
 
 
 @pytest.fixture(scope="module")
-def signatures(folder):
-    return tf.saved_model.load(str(folder / "amcvae" / "1")).signatures
+def signatures(small_served):
+    return small_served.signatures
 
 
 @pytest.mark.parametrize("request_", BAD_REQUESTS.values(), ids=BAD_REQUESTS)
@@ -276,19 +320,95 @@ def test_a_good_request_of_the_same_kind_is_answered(signatures):
 # Folders and versions.
 
 
-@pytest.fixture(scope="module")
-def small_model():
-    return built(tf_mcvae.VAE(*networks()))
-
-
-def test_versions_count_up_from_the_highest(small_model, tmp_path):
-    base = tmp_path / "new" / "model"
-    assert export_saved_model(small_model, base) == base / "1"
-    assert export_saved_model(small_model, str(base), version=7) == base / "7"
-    assert export_saved_model(small_model, base) == base / "8"
-    assert sorted(path.name for path in base.iterdir()) == ["1", "7", "8"]
+def test_versions_count_up_from_the_highest(small_model, small_path):
+    before = (small_path / "7" / "saved_model.pb").read_bytes()
+    assert export_saved_model(small_model, small_path) == small_path / "8"
+    names = sorted(path.name for path in small_path.iterdir())
+    assert names == ["7", "8", "README.md", "model_card.json"]
+    assert (small_path / "7" / "saved_model.pb").read_bytes() == before
     # Another user's server can read it.
-    assert (base / "1").stat().st_mode & 0o005 == 0o005
+    assert (small_path / "8").stat().st_mode & 0o005 == 0o005
+    # Beside the versions, the card of the newest.
+    for name in ("README.md", "model_card.json"):
+        assert (small_path / name).read_bytes() == (small_path / "8" / name).read_bytes()
+
+
+def test_the_card_says_what_is_served(small_path):
+    card = json.loads((small_path / "7" / "model_card.json").read_text("utf-8"))
+    assert card["model"]["class"] == "VAE"
+    assert card["model"]["image_shape"] == list(SHAPE)
+    assert card["serving"]["version"] == 7
+    assert card["serving"]["num_samples"] == NUM_SAMPLES
+    assert card["serving"]["uint8_pixel_range"] == [0.25, 0.75]
+    assert card["serving"]["calibration_images"] == len(CALIBRATION)
+    assert card["data"] == CARD["data"]
+    assert card["metrics"] == {"elbo": -3.5, "nan": None}  # JSON knows no NaN.
+    readme = (small_path / "7" / "README.md").read_text("utf-8")
+    assert "| `log_likelihood` | `standard_error` | [B] | float32 | nats |" in readme
+    assert "- elbo: -3.5" in readme
+
+
+def test_the_card_has_the_tensors_of_the_file(small_path, small_served):
+    card = json.loads((small_path / "7" / "model_card.json").read_text("utf-8"))["signatures"]
+    assert card.keys() == small_served.signatures.keys()
+    for name, function in small_served.signatures.items():
+        _, inputs = function.structured_input_signature
+        for kind, specs in (("inputs", inputs), ("outputs", function.structured_outputs)):
+            described = card[name][kind]
+            assert described.keys() == specs.keys()
+            for key, spec in specs.items():
+                named = [None if isinstance(n, str) else n for n in described[key]["shape"]]
+                assert named == spec.shape.as_list()
+                assert described[key]["dtype"] == spec.dtype.name
+                assert described[key]["unit"]
+
+
+def test_p_values_are_ranks_among_the_calibration_images(small_served):
+    served = small_served.signatures["anomaly_score"]
+    own = np.stack([np.arange(19), np.full([19], -1)], axis=1).astype(np.int32)
+    ordinary = served(x=tf.constant(CALIBRATION), seed=tf.constant(own))
+    scores = ordinary["anomaly_score"].numpy()
+    # With the seeds of the calibration these are its own scores: the highest has one as high.
+    ranks = np.argsort(np.argsort(-scores))
+    np.testing.assert_allclose(ordinary["p_value"], (2.0 + ranks) / 20.0, atol=1.01 / 20)
+    x = np.concatenate([CALIBRATION[:4], (CALIBRATION[:4] > 0.5).astype(np.float32)])
+    got = served(x=tf.constant(x), seed=tf.constant(own[:8] + 5))
+    counts = np.sum(scores >= got["anomaly_score"].numpy()[:, np.newaxis], axis=1)
+    np.testing.assert_allclose(got["p_value"], (1.0 + counts) / 20.0, rtol=1e-6)
+
+
+def test_bytes_have_the_range_that_was_named(small_model, small_served):
+    x = np.arange(128, dtype=np.uint8).reshape(2, *SHAPE) * 2
+    x[-1, -1, -1] = 255
+    got = small_served.signatures["encode_uint8"](x=tf.constant(x))["loc"]
+    expected, _ = small_model.encode((0.25 + 0.5 * (x / 255.0)).astype(np.float32))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_is_exported_with_what_is_known_of_it(small_model, tmp_path):
+    settings = RunConfig(dataset="digits", model="VAE", score_examples=10, binarize=True)
+    config, data = training.load_data(settings)
+    folder = RunFolder(tmp_path)
+    training.export(config, small_model, data, folder, {"epochs": 3})
+    card = json.loads((folder.serving / "1" / "model_card.json").read_text("utf-8"))
+    assert card["metrics"] == {"epochs": 3}
+    assert (card["data"]["name"], card["data"]["num_train"]) == ("digits", data.spec.num_train)
+    assert card["settings"]["binarize"] is True
+    assert card["versions"]["tf_mcvae"] == tf_mcvae.__version__
+    # Four for each image that is scored, of the 150 that are there.
+    assert card["serving"]["calibration_images"] == 40
+    assert "p_value" in card["signatures"]["anomaly_score"]["outputs"]
+
+
+def test_an_answer_that_is_not_finite_is_an_error(tmp_path):
+    model = built(tf_mcvae.VAE(*networks(), likelihood="gaussian"))
+    far = np.full([2, *SHAPE], 1e30, np.float32)
+    with pytest.raises(ValueError, match="Received: 2 of 2 images"):
+        export_saved_model(model, tmp_path, calibration=far)
+    signatures = tf.saved_model.load(str(export_saved_model(model, tmp_path))).signatures
+    # The square of such a pixel is no number, though the pixel is.
+    with pytest.raises(tf.errors.InvalidArgumentError, match="no finite answer"):
+        call(signatures, "log_likelihood", x=images(value=1e30), seed=SEEDS)
 
 
 def test_an_existing_version_is_left_alone(small_model, tmp_path):
@@ -329,6 +449,19 @@ def test_arguments_are_checked(small_model, tmp_path):
         export_saved_model(small_model, 3)
     with pytest.raises(ValueError, match="Received: num_samples=1"):
         export_saved_model(small_model, tmp_path, num_samples=1)
+    with pytest.raises(ValueError, match="Received: chunk_size=0"):
+        export_saved_model(small_model, tmp_path, chunk_size=0)
+    for wrong in ((1.0, 0.0), (0.0,), (0.0, np.nan), "01"):
+        with pytest.raises(ValueError, match="Received: pixel_range="):
+            export_saved_model(small_model, tmp_path, pixel_range=wrong)
+    with pytest.raises(ValueError, match="Received: shape"):
+        export_saved_model(small_model, tmp_path, calibration=CALIBRATION[:, :4])
+    with pytest.raises(TypeError, match="Received: list"):
+        export_saved_model(small_model, tmp_path, calibration=[CALIBRATION])
+    with pytest.raises(ValueError, match=r"Received: \['model'\]"):
+        export_saved_model(small_model, tmp_path, card={"model": {}})
+    with pytest.raises(ValueError, match="Received: 'text'"):
+        export_saved_model(small_model, tmp_path, card="text")
     with pytest.raises(ValueError, match="Received: version=0"):
         export_saved_model(small_model, tmp_path, version=0)
     assert not list(tmp_path.iterdir())
@@ -353,25 +486,31 @@ class OddDecoder(tf_mcvae.Decoder):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_networks_that_no_server_can_run_are_refused(operation, tmp_path, monkeypatch):
+def test_what_no_server_can_run_is_found_in_a_file(operation, tmp_path, monkeypatch):
+    """A SavedModel written by other means."""
     monkeypatch.setattr(OddDecoder, "operation", operation)
     model = built(tf_mcvae.VAE(*networks(decoder=OddDecoder)))
-    with pytest.raises(ValueError, match=rf"A server .*'{operation}'.* in 'decode'"):
-        export_saved_model(model, tmp_path / "served")
-    assert not (tmp_path / "served").exists()
-
-    # A SavedModel written by other means.
     module = tf.Module()
     module.state = [variable.value for variable in model.variables]
     decode = tf.function(model.decode, input_signature=[tf.TensorSpec([None, LATENT_DIM])])
     tf.saved_model.save(module, str(tmp_path / "other"), signatures=decode)
     with pytest.raises(ValueError, match=rf"A server .*'{operation}'"):
         check_servable(tmp_path / "other")
+    if operation == "_XlaMustCompile":
+        check_servable(tmp_path / "other", allow_xla=True)
 
 
-def test_exports_are_servable(folder, signatures):
-    for name in NAMES:
-        check_servable(folder / name / "1")
+@pytest.mark.parametrize("operation", ["EagerPyFunc", "_XlaMustCompile"])
+def test_networks_that_no_server_can_run_are_refused(operation, tmp_path, monkeypatch):
+    monkeypatch.setattr(OddDecoder, "operation", operation)
+    model = built(tf_mcvae.VAE(*networks(decoder=OddDecoder)))
+    with pytest.raises(ValueError, match=rf"A server .*'{operation}'.* in '.*row"):
+        export_saved_model(model, tmp_path / "served")
+    assert not (tmp_path / "served").exists()
+
+
+def test_exports_are_servable(small_path, signatures):
+    check_servable(small_path / "7")
     check_servable(signatures["encode"])
 
 

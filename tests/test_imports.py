@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "models": BELOW_MODELS,
     "files": set(),
     "evaluation": BELOW_MODELS - {"networks"} | {"files", "models"},
-    "export": BELOW_MODELS - {"networks"} | {"models", "evaluation"},
+    "export": BELOW_MODELS - {"networks"} | {"files", "models"},
     "migrate": {"likelihoods", "models", "networks", "transition_networks"},
     # The command line and what serves it; they may ask the package for its version.
     **dict.fromkeys(COMMAND, LIBRARY | COMMAND | {"__init__"}),

@@ -35,6 +35,7 @@ from tf_mcvae.tensorboard import TensorBoardLogger
 
 _NUM_SAMPLES = {"IWAE": 10, "A-MCVAE": 5}  # Of the others 1.
 _SCORED_PIXELS = 25_000  # By default; annealed importance sampling then takes about a minute.
+_CALIBRATION_SHARE = 4  # Images to calibrate anomaly scores with, for one that is scored.
 _PACKAGES = ("tensorflow", "keras", "tensorflow-probability", "numpy")
 
 
@@ -56,8 +57,6 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     save_model(model, folder.model)
     with replacing(folder.images) as temporary:
         draw_images(model, next(iter(data.test)), temporary, seed=config.seed)
-    if config.export:
-        export(model, folder)
     scores = score(config, model, data) if config.score else {}
     summary = {
         "epochs": config.epochs,
@@ -66,6 +65,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         "scores": scores,
         "seconds": {"training": training_seconds},
     }
+    if config.export:
+        export(config, model, data, folder, summary)
     write_json(folder.metrics, summary)
     folder.checkpoint.unlink(missing_ok=True)
     print(f"Written to {folder.path}: {', '.join(folder.written())}", flush=True)
@@ -221,12 +222,27 @@ def _tensorboard(config: RunConfig, data: Data, folder: RunFolder) -> list[Any]:
     return [TensorBoardLogger(path, data.validation, config.nll_every, config.seed)]
 
 
-def export(model: MonteCarloVAE, folder: RunFolder) -> None:
-    """Writes the SavedModel for TF Serving."""
+def export(
+    config: RunConfig,
+    model: MonteCarloVAE,
+    data: Data,
+    folder: RunFolder,
+    summary: dict[str, Any],
+) -> None:
+    """Writes the SavedModel for TF Serving as the next version, with what is known of the run."""
     from tf_mcvae.export import export_saved_model
 
-    with replacing(folder.serving) as temporary:
-        export_saved_model(model, temporary, version=1)
+    # Held-out images: those of the test split have been looked at for the scores.
+    count = _CALIBRATION_SHARE * (config.score_examples or data.spec.num_test)
+    ordinary = data.validation.unbatch().take(count).batch(1000)
+    card = {
+        "data": asdict(data.spec),
+        "metrics": summary,
+        "settings": asdict(config),
+        "versions": versions(),
+    }
+    images = np.concatenate([np.asarray(x) for x in ordinary])
+    export_saved_model(model, folder.serving, calibration=images, card=card)
 
 
 def score(config: RunConfig, model: MonteCarloVAE, data: Data) -> dict[str, Any]:

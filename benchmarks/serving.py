@@ -1,0 +1,148 @@
+"""Times each signature of an export in a C++ process that loads it as TensorFlow Serving does.
+
+    python benchmarks/serving.py                                  # four models on 28x28 images
+    python benchmarks/serving.py --folder saved_models/digits/serving/1
+    python benchmarks/serving.py --json serving.json
+
+prints, for each signature and size of batch, the median and the 95th percentile of a request's
+milliseconds and the rows answered in a second, one request at a time. What the network and the
+encoding of a request cost comes on top. The program is tests/serving/replay.cc; it needs g++.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import sys
+import tempfile
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+SHAPE, LATENT_DIM = (28, 28, 1), 64
+NUM_SAMPLES = 10  # Of `posterior_samples`.
+
+
+def make_model(name: str, architecture: str) -> Any:
+    """Makes a model of the reference's size with weights that are drawn."""
+    import keras
+
+    import tf_mcvae
+
+    keras.utils.set_random_seed(0)
+    encoder = tf_mcvae.Encoder(LATENT_DIM, architecture=architecture)
+    decoder = tf_mcvae.Decoder(SHAPE, architecture=architecture)
+    if name == "VAE":
+        model = tf_mcvae.VAE(encoder, decoder)
+    else:
+        model = getattr(tf_mcvae, name)(encoder, decoder, num_transitions=5)
+    model.build((None, *SHAPE))
+    return model
+
+
+def requests_of(folder: pathlib.Path, batch: int) -> list[tuple[str, dict[str, Any]]]:
+    """Returns a request of `batch` rows for each signature, grown from the warm-up requests."""
+    from serving.loader import read_requests
+
+    requests = []
+    rng = np.random.default_rng(0)
+    for name, inputs in read_requests(folder / "assets.extra/tf_serving_warmup_requests"):
+        rows = {key: np.repeat(value, batch, axis=0) for key, value in inputs.items()}
+        if "seed" in rows:
+            rows["seed"] = rng.integers(0, 2**31, size=(batch, 2)).astype(np.int32)
+        if "num_samples" in rows:
+            rows["num_samples"] = np.full([batch], NUM_SAMPLES, np.int32)
+        if name != "serving_default":  # It is `encode`.
+            requests.append((name, rows))
+    return requests
+
+
+def measure(
+    folder: pathlib.Path, program: pathlib.Path, batches: list[int], repeats: int
+) -> list[dict[str, Any]]:
+    """Times all signatures of a version, after a first request that is not counted.
+
+    Returns:
+        For each signature and batch the milliseconds, median and 95th percentile, and rows/s.
+    """
+    from serving.loader import OK, replay
+
+    results = []
+    for batch in batches:
+        requests = requests_of(folder, batch)
+        answers, printed, memory = replay(program, folder, requests, repeats)
+        for (name, _), answer, line in zip(requests, answers, printed, strict=True):
+            if answer.code != OK:
+                raise RuntimeError(f"The request failed. Received: {name}: {answer.message}")
+            seconds = np.array(line.split(), float)
+            results.append(
+                {
+                    "signature": name,
+                    "batch": batch,
+                    "median_ms": 1e3 * float(np.median(seconds)),
+                    "p95_ms": 1e3 * float(np.percentile(seconds, 95)),
+                    "rows_per_second": batch / float(np.median(seconds)),
+                    "peak_mib_of_the_process": memory,
+                }
+            )
+    return results
+
+
+def show(title: str, results: list[dict[str, Any]]) -> None:
+    """Prints a table."""
+    print(
+        f"\n{title}\n\n| signature | batch | median ms | p95 ms | rows/s |\n|---|---|---|---|---|"
+    )
+    for row in results:
+        print(
+            f"| `{row['signature']}` | {row['batch']} | {row['median_ms']:.2f} | "
+            f"{row['p95_ms']:.2f} | {row['rows_per_second']:,.0f} |"
+        )
+
+
+def main() -> None:
+    """Measures what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--folder", help="a version, instead of models that are made here")
+    parser.add_argument("--models", nargs="+", default=["VAE", "LMCVAE"])
+    parser.add_argument("--architectures", nargs="+", default=["dense", "conv"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--json", help="a file to write the numbers to")
+    arguments = parser.parse_args()
+
+    import tensorflow as tf
+    from serving.loader import build, missing
+
+    from tf_mcvae.export import export_saved_model
+
+    if missing():
+        parser.error(missing())
+    everything: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        program = build(pathlib.Path(scratch) / "program")
+        folders = {arguments.folder: pathlib.Path(arguments.folder)} if arguments.folder else {}
+        for name in [] if arguments.folder else arguments.models:
+            for architecture in arguments.architectures:
+                title = f"{name}, {architecture}"
+                folders[title] = pathlib.Path(scratch) / title
+                model = make_model(name, architecture)
+                folders[title] = export_saved_model(model, folders[title])
+        for title, folder in folders.items():
+            everything[title] = measure(folder, program, arguments.batches, arguments.repeats)
+            show(title, everything[title])
+    if arguments.json:
+        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        content = {"machine": machine, "tensorflow": tf.__version__, "results": everything}
+        pathlib.Path(arguments.json).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

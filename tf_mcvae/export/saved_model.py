@@ -1,0 +1,255 @@
+"""Writing a model as a version of a served model."""
+
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.export.card import CARD, README, model_card, write_card
+from tf_mcvae.export.graphs import check_servable
+from tf_mcvae.export.signatures import Options, Signatures
+from tf_mcvae.export.warm_up import write_requests
+from tf_mcvae.files import replacing
+from tf_mcvae.models import MonteCarloVAE
+
+WARM_UP = "assets.extra/tf_serving_warmup_requests"
+
+
+def export_saved_model(
+    model: MonteCarloVAE,
+    path: str | os.PathLike[str],
+    version: int | None = None,
+    num_samples: int = 64,
+    *,
+    calibration: Any = None,
+    pixel_range: tuple[float, float] = (0.0, 1.0),
+    chunk_size: int = 1024,
+    jit_compile: bool = False,
+    card: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+    """Writes a trained model as a SavedModel for TensorFlow Serving, to `<path>/<version>/`.
+
+    The file runs in any TensorFlow runtime, without Python, Keras or this package. It holds each
+    weight that the signatures use once, and no optimizer state. B is any number of rows, 0 too, D
+    the latent dimension, `...` the shape of one image:
+
+    | Signature          | Inputs              | Outputs                                          |
+    |--------------------|---------------------|--------------------------------------------------|
+    | `serving_default`  | `x`                 | the same as `encode`                             |
+    | `encode`           | `x`                 | `loc`, `scale`: of the encoder's posterior       |
+    | `posterior_sample` | `x`, `seed`         | `z`: one draw, after all transitions, `[B, D]`   |
+    | `posterior_samples`| `x`, `seed`,        | `z`: S draws, `[B, S, D]`, of which the first is |
+    |                    | `num_samples`       | that of `posterior_sample`                       |
+    | `decode`           | `z`                 | `image`: mean of x given z                       |
+    | `reconstruct`      | `x`                 | `image`: the same at `loc`                       |
+    | `generate`         | `seed`              | `z`: drawn from the prior; `image`: its mean     |
+    | `log_likelihood`   | `x`, `seed`         | `log_likelihood`, `standard_error`               |
+    | `anomaly_score`    | `x`, `seed`         | `anomaly_score`, `standard_error`, `p_value`     |
+
+    | Tensor                             | Shape      | Dtype   | Unit                          |
+    |------------------------------------|------------|---------|-------------------------------|
+    | `x`, `image`                       | `[B, ...]` | float32 | as in training, mostly 0 to 1 |
+    | `z`, `loc`, `scale`                | `[B, D]`   | float32 | none (the prior's scale is 1) |
+    | `seed`                             | `[B, 2]`   | int32   | none (any two integers a row) |
+    | `num_samples`                      | `[B]`      | int32   | S, in all rows the same       |
+    | `log_likelihood`, `anomaly_score`, | `[B]`      | float32 | nats                          |
+    | `standard_error`                   |            |         |                               |
+    | `p_value`                          | `[B]`      | float32 | share, 0 to 1                 |
+
+    Each signature that takes images is there a second time, as `encode_uint8` and so on, where `x`
+    is `uint8` with values of 0 to 255.
+
+    Equal requests get equal answers: what a row gets depends on its own input and seed alone, up to
+    rounding, whatever a server batches beside it. (Rounding may tip one of A-MCVAE's accept/reject
+    choices, about one in a million.) A request is answered with the error `INVALID_ARGUMENT` if a
+    shape is wrong, there are not as many seeds as rows, a value is not finite or not one that the
+    likelihood knows, the rows of `num_samples` differ, or the answer would not be finite; such a
+    row fails all that a server has batched with it.
+
+    `log_likelihood` is, from S = `num_samples` log weights of the model, transitions included,
+
+        log (1/S sum_s w_s),    with the standard error    std_s(w_s) / (sqrt(S) mean_s(w_s))
+
+    (delta method). It estimates `log p(x)` from below: as `E[w] = p(x)`, it is a lower bound in
+    expectation, by about half its squared standard error where that is small. Where the standard
+    error is near 1 or above, few weights dominate, and neither number is to be relied on. With a
+    `skip_threshold` above 0 an L-MCVAE has no such guarantee.
+
+    `anomaly_score` is minus that estimate. With `calibration`, N images that are ordinary and were
+    not trained on, `p_value` is `(1 + their scores of at least this) / (N + 1)`: of ordinary images
+    no more than a share a has a p-value of a or less.
+
+    Beside the model lie requests by which a server warms up (`assets.extra/`), and
+    `model_card.json` and `README.md` with all these tables; copies of the card of the version
+    written last lie in `path` itself.
+
+    Args:
+        model: A built model.
+        path: The model's folder; it is made where it does not exist.
+        version: Number of this version, at least 1. By default the next after the highest there.
+        num_samples: S of `log_likelihood` and `anomaly_score`, at least 2.
+        calibration: Ordinary images `[N, ...]`, such as a validation split. None: no `p_value`.
+        pixel_range: What 0 and 255 of `uint8` images are in the images that the model knows.
+        chunk_size: Most images that are in memory at a time, each draw counted as one; a larger
+            request is worked through in parts.
+        jit_compile: Whether XLA compiles the networks, anew for each size of a batch. A server runs
+            such a model only if it was started with `--xla_cpu_compilation_enabled`: export one to
+            a folder of its own, beside a plain one.
+        card: Further sections of the card, such as `{"data": ..., "metrics": ...}`: nested
+            dictionaries with text and numbers.
+
+    Returns:
+        The path of the version, `<path>/<version>`. It appears there when it is complete: a server
+        that watches the folder, or a crash, never finds half of it.
+
+    Raises:
+        TypeError: If `model` is none of this package, `path` is no path, or `calibration` no array.
+        ValueError: If the model is not built, the version exists, the folder cannot be written,
+            images do not fit the model, a setting is out of range, or the networks run Python code
+            or ask for XLA (see `check_servable`).
+
+    Example:
+        >>> import tempfile, tensorflow as tf, tf_mcvae
+        >>> from tf_mcvae.export import export_saved_model
+        >>> model = tf_mcvae.VAE(
+        ...     tf_mcvae.Encoder(2, architecture="dense"),
+        ...     tf_mcvae.Decoder((8, 8, 1), architecture="dense"),
+        ... )
+        >>> model.build((None, 8, 8, 1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     served = tf.saved_model.load(str(export_saved_model(model, folder)))
+        >>> served.signatures["generate"](seed=tf.constant([[1, 2], [3, 4]]))["image"].shape
+        TensorShape([2, 8, 8, 1])
+    """
+    if not isinstance(model, MonteCarloVAE):
+        raise TypeError(f"`model` must be a tf_mcvae model. Received: {type(model).__name__}")
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"`path` must be the path of a folder. Received: path={path!r}")
+    options = Options(num_samples, chunk_size, pixel_range, jit_compile)
+    _check_options(options)
+    _check_sections(card or {})
+    model.require_built()
+    if calibration is not None:
+        _check_calibration(model, calibration)
+    target = _target(pathlib.Path(path), version)
+    functions = Signatures(model, options, calibration).trace()
+    for function in functions.values():
+        check_servable(function, allow_xla=jit_compile)
+    count = 0 if calibration is None else len(calibration)
+    number = int(target.name)
+    described = model_card(model, functions, options, count, number, card or {})
+    _write(functions, described, _warm_up(model, functions), target)
+    return target
+
+
+def _check_options(options: Options) -> None:
+    check_positive_integer("num_samples", options.num_samples)
+    check_positive_integer("chunk_size", options.chunk_size)
+    if options.num_samples < 2:
+        raise ValueError(
+            "`num_samples` must be at least 2, or there is no standard error. "
+            f"Received: num_samples={options.num_samples}"
+        )
+    bounds = np.asarray(options.pixel_range)
+    numbers = bounds.shape == (2,) and bounds.dtype.kind in "iuf" and np.all(np.isfinite(bounds))
+    if not numbers or bounds[0] >= bounds[1]:
+        raise ValueError(
+            "`pixel_range` must be two numbers, the lower first. "
+            f"Received: pixel_range={options.pixel_range!r}"
+        )
+
+
+def _check_sections(card: Any) -> None:
+    taken = {"model", "serving", "signatures"} & set(card if isinstance(card, Mapping) else ())
+    if not isinstance(card, Mapping) or taken:
+        raise ValueError(
+            "`card` must be a dictionary of further sections, beside 'model', 'serving' and "
+            f"'signatures'. Received: {sorted(taken) or card!r}"
+        )
+
+
+def _check_calibration(model: MonteCarloVAE, images: Any) -> None:
+    if not hasattr(images, "shape"):
+        raise TypeError(
+            f"`calibration` must be an array of images [N, ...]. Received: {type(images).__name__}"
+        )
+    model.check_inputs(images)
+
+
+def _target(base: pathlib.Path, version: int | None) -> pathlib.Path:
+    """Returns the version's path, which must be free."""
+    if version is not None:
+        check_positive_integer("version", version)
+    try:
+        names = [child.name for child in base.iterdir()] if base.exists() else []
+    except OSError as error:
+        raise ValueError(_cannot_be_written(base, error)) from error
+    # As TensorFlow Serving reads names: `007` is version 7.
+    taken = {int(name) for name in names if name.isdecimal()}
+    if version in taken:
+        raise ValueError(
+            "This version exists already, and a server may have it open: leave `version` out to "
+            f"take the next, {max(taken) + 1}. Received: version={version} in {str(base)!r}"
+        )
+    return base / str(max(taken, default=0) + 1 if version is None else version)
+
+
+def _warm_up(
+    model: MonteCarloVAE, functions: Mapping[str, Any]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Returns a request of one row for each signature."""
+    levels = [np.full(model.event_shape, level, np.float32) for level in (0.5, 0.0, 1.0)]
+    known = [x for x in levels if np.all(model.likelihood.in_support(x))]
+    rows = {
+        "z": np.zeros([1, model.latent_dim], np.float32),
+        "seed": np.zeros([1, 2], np.int32),
+        "num_samples": np.ones([1], np.int32),
+    }
+    requests = []
+    for name, function in functions.items():
+        specs = tf.nest.flatten(function.structured_input_signature)
+        row = {**rows, **({"x": known[0][np.newaxis]} if known else {})}
+        if name.endswith("_uint8"):
+            row["x"] = np.zeros([1, *model.event_shape], np.uint8)
+        if all(spec.name in row for spec in specs):
+            requests.append((name, {spec.name: row[spec.name] for spec in specs}))
+    return requests
+
+
+def _write(
+    functions: dict[str, Any],
+    card: dict[str, Any],
+    warm_up: list[tuple[str, dict[str, Any]]],
+    target: pathlib.Path,
+) -> None:
+    """Saves the functions under a hidden name beside the target, and renames when complete."""
+    module = tf.Module()
+    # The tf.Variables themselves: tracking the Keras objects around them would store each twice.
+    variables = {id(v): v for function in functions.values() for v in function.graph.variables}
+    module.state = list(variables.values())
+    # Nobody differentiates a served function, and gradients of gradients are large.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+            # In a folder of its own, since the temporary one is closed to a server's user.
+            complete = pathlib.Path(folder) / "model"
+            tf.saved_model.save(module, str(complete), functions, options)
+            write_requests(complete / WARM_UP, warm_up)
+            write_card(complete, card)
+            complete.rename(target)
+        for name in (CARD, README):
+            with replacing(target.parent / name) as temporary:
+                shutil.copyfile(target / name, temporary)
+    except (OSError, tf.errors.OpError) as error:
+        raise ValueError(_cannot_be_written(target, error)) from error
+
+
+def _cannot_be_written(path: pathlib.Path, error: Exception) -> str:
+    return f"The model could not be written here: {error}. Received: {str(path)!r}"

@@ -1,0 +1,277 @@
+"""The signatures: named functions of named tensors, from a model."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tf_mcvae import random
+from tf_mcvae.bounds import iwae
+from tf_mcvae.export.rows import (
+    Outputs,
+    checked,
+    common_count,
+    finite,
+    in_chunks,
+    numbered_seeds,
+    with_equal_rows,
+)
+from tf_mcvae.models import MonteCarloVAE
+
+# Draws of `posterior_samples` for a row: an answer's size stays bounded.
+MAX_POSTERIOR_SAMPLES = 1024
+# They are made in groups of so many, each with a seed of its own.
+_GROUP = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is fixed when a model is exported.
+
+    Attributes:
+        num_samples: S of `log_likelihood` and `anomaly_score`.
+        chunk_size: Most images, draws of each counted, that are in memory at a time.
+        pixel_range: What 0 and 255 of `uint8` images are in the images that the model knows.
+        jit_compile: Whether the networks and transitions are compiled by XLA.
+    """
+
+    num_samples: int = 64
+    chunk_size: int = 1024
+    pixel_range: tuple[float, float] = (0.0, 1.0)
+    jit_compile: bool = False
+
+
+class Named(NamedTuple):
+    """What a tensor holds.
+
+    Attributes:
+        unit: Its unit, or the range of its values.
+        text: What it is.
+    """
+
+    unit: str
+    text: str
+
+
+INPUTS = {
+    "x": Named("as in training, mostly 0 to 1", "images"),
+    "z": Named("standard deviations of the prior", "latents"),
+    "seed": Named("any two integers", "where the row's random numbers start"),
+    "num_samples": Named(f"count, 1 to {MAX_POSTERIOR_SAMPLES}", "draws, the same in all rows"),
+}
+UINT8_IMAGES = Named("0 to 255", "images")
+_IMAGE = Named("as in training, mostly 0 to 1", "mean of x given z")
+OUTPUTS = {
+    "encode": {
+        "loc": Named("standard deviations of the prior", "the encoder's location"),
+        "scale": Named("standard deviations of the prior", "the encoder's scale"),
+    },
+    "posterior_sample": {
+        "z": Named("standard deviations of the prior", "one draw, after all transitions")
+    },
+    "posterior_samples": {
+        "z": Named("standard deviations of the prior", "draws, after all transitions")
+    },
+    "decode": {"image": _IMAGE},
+    "reconstruct": {"image": Named(_IMAGE.unit, "mean of x given z at the encoder's location")},
+    "generate": {
+        "image": _IMAGE,
+        "z": Named("standard deviations of the prior", "drawn from the prior"),
+    },
+    "log_likelihood": {
+        "log_likelihood": Named("nats", "estimate of log p(x)"),
+        "standard_error": Named("nats", "of the estimate, over draws"),
+    },
+    "anomaly_score": {
+        "anomaly_score": Named("nats", "minus the estimate of log p(x)"),
+        "p_value": Named(
+            "0 to 1", "share of ordinary images with a score as high; only after calibration"
+        ),
+        "standard_error": Named("nats", "of the score, over draws"),
+    },
+}
+OUTPUTS["serving_default"] = OUTPUTS["encode"]
+
+
+class Signatures:
+    """The functions that are exported.
+
+    Each takes and gives named tensors, float images or `uint8` ones. What does the work is a
+    function of rows, traced once, that all signatures which need it share.
+
+    Args:
+        model: A built model.
+        options: What is fixed.
+        calibration: Ordinary images `[N, ...]`, from which `p_value` is made; None for no such
+            output.
+    """
+
+    def __init__(self, model: MonteCarloVAE, options: Options, calibration: Any = None) -> None:
+        self.model = model
+        self.options = options
+        self.images = tf.TensorSpec([None, *model.event_shape], tf.float32, "x")
+        self.latents = tf.TensorSpec([None, model.latent_dim], tf.float32, "z")
+        self.seeds = tf.TensorSpec([None, 2], tf.int32, "seed")
+        self.counts = tf.TensorSpec([None], tf.int32, "num_samples")
+        self._weigh = self._rows(self._weigh_row, self.images, self.seeds)
+        self._scores = None if calibration is None else self._sorted_scores(calibration)
+
+    def trace(self) -> dict[str, Any]:
+        """Returns the concrete functions by the names of their signatures."""
+        x, seed = self.images, self.seeds
+        named: dict[str, tuple[Any, ...]] = {
+            "encode": (self._plain(self._encode_row, x), x),
+            "posterior_sample": (self._plain(self._draw_row, x, seed), x, seed),
+            "posterior_samples": (self._posterior_samples(), x, seed, self.counts),
+            "decode": (self._plain(self._decode_row, self.latents), self.latents),
+            "reconstruct": (self._plain(self._reconstruct_row, x), x),
+            "generate": (self._plain(self._generate_row, seed), seed),
+            "log_likelihood": (self._log_likelihood, x, seed),
+            "anomaly_score": (self._anomaly_score, x, seed),
+        }
+        functions = {}
+        for name, (function, *specs) in named.items():
+            functions[name] = self._served(name, function, *specs)
+            if x in specs:
+                bytes_ = tf.TensorSpec(x.shape, tf.uint8, "x")
+                name = f"{name}_uint8"
+                functions[name] = self._served(name, self._of_uint8(function), bytes_, *specs[1:])
+        return {"serving_default": functions["encode"], **functions}
+
+    # Of rows, without checks: what XLA may compile.
+
+    def _encode_row(self, x: tf.Tensor) -> Outputs:
+        loc, scale = self.model.encode(x)
+        return {"loc": loc, "scale": scale}
+
+    def _draw_row(self, x: tf.Tensor, seed: tf.Tensor) -> Outputs:
+        return {"z": self.model.posterior_sample(x, 1, seed)[0]}
+
+    def _decode_row(self, z: tf.Tensor) -> Outputs:
+        return {"image": self.model.decode(z)}
+
+    def _reconstruct_row(self, x: tf.Tensor) -> Outputs:
+        return {"image": self.model.reconstruct(x)}
+
+    def _generate_row(self, seed: tf.Tensor) -> Outputs:
+        z = random.normal([1, tf.shape(seed)[0], self.model.latent_dim], seed)[0]
+        return {"image": self.model.decode(z), "z": z}
+
+    def _weigh_row(self, x: tf.Tensor, seed: tf.Tensor) -> Outputs:
+        log_weights = self.model.log_weights(x, seed, self.options.num_samples)
+        return {"log_likelihood": iwae(log_weights), "standard_error": standard_error(log_weights)}
+
+    def _draw_group_row(self, x: tf.Tensor, seed: tf.Tensor) -> Outputs:
+        draws = self.model.posterior_sample(x, _GROUP, seed)
+        return {"z": tf.transpose(draws, [1, 0, 2])}
+
+    # Of whole requests.
+
+    def _posterior_samples(self) -> Callable[..., Outputs]:
+        """Returns the function that draws as often as all rows ask.
+
+        A group of draws of a row is a row of the inner function. The first draw of the first group
+        is that of `posterior_sample`: the generator's numbers do not depend on how many are drawn.
+        """
+        draw = self._rows(self._draw_group_row, self.images, self.seeds)
+
+        def run(x: tf.Tensor, seed: tf.Tensor, num_samples: tf.Tensor) -> Outputs:
+            count, num_rows = common_count(num_samples, MAX_POSTERIOR_SAMPLES), tf.shape(x)[0]
+            groups = (count + _GROUP - 1) // _GROUP
+
+            def take(index: tf.Tensor) -> list[tf.Tensor]:
+                row, number = index // groups, index % groups
+                return [tf.gather(x, row), numbered_seeds(tf.gather(seed, row), number)]
+
+            rows = max(1, self.options.chunk_size // _GROUP)
+            drawn = in_chunks(draw, num_rows * groups, rows, take)["z"]
+            shape = [num_rows, groups * _GROUP, self.model.latent_dim]
+            return {"z": tf.reshape(drawn, shape)[:, :count]}
+
+        return run
+
+    def _log_likelihood(self, x: tf.Tensor, seed: tf.Tensor) -> Outputs:
+        rows = max(1, self.options.chunk_size // self.options.num_samples)
+        return self._chunked(self._weigh, rows)(x, seed)
+
+    def _anomaly_score(self, x: tf.Tensor, seed: tf.Tensor) -> Outputs:
+        estimate = self._log_likelihood(x, seed)
+        score = -estimate["log_likelihood"]
+        outputs = {"anomaly_score": score, "standard_error": estimate["standard_error"]}
+        if self._scores is not None:
+            # The rank among the ordinary images' scores and its own: as is the custom with
+            # permutation tests, never 0.
+            below = tf.cast(tf.searchsorted(self._scores, score), tf.float32)
+            size = float(len(self._scores))
+            outputs["p_value"] = (1.0 + size - below) / (1.0 + size)
+        return outputs
+
+    def _sorted_scores(self, images: Any) -> np.ndarray[Any, Any]:
+        seeds = np.stack([np.arange(len(images)), np.full(len(images), -1)], axis=1)
+        estimate = tf.function(self._log_likelihood)(
+            tf.convert_to_tensor(images), tf.constant(seeds, tf.int32)
+        )
+        scores = -estimate["log_likelihood"].numpy()
+        if not np.all(np.isfinite(scores)):
+            raise ValueError(
+                "Images to calibrate with must have a finite likelihood: remove those that are too "
+                "far from what the model was trained on. "
+                f"Received: {np.sum(~np.isfinite(scores))} of {len(scores)} images that have none"
+            )
+        return np.sort(scores)
+
+    # From functions of rows to signatures.
+
+    def _rows(self, function: Callable[..., Outputs], *specs: tf.TensorSpec) -> Any:
+        """Returns the concrete function of any number of rows."""
+        compiled = tf.function(function, jit_compile=self.options.jit_compile or None)
+        return compiled.get_concrete_function(*specs)
+
+    def _chunked(self, function: Any, chunk_size: int | None = None) -> Callable[..., Outputs]:
+        size = chunk_size or self.options.chunk_size
+
+        def run(*inputs: tf.Tensor) -> Outputs:
+            return in_chunks(
+                function,
+                tf.shape(inputs[0])[0],
+                size,
+                lambda index: [tf.gather(x, index) for x in inputs],
+            )
+
+        return run
+
+    def _plain(self, function: Callable[..., Outputs], *specs: tf.TensorSpec) -> Any:
+        return self._chunked(self._rows(function, *specs))
+
+    def _of_uint8(self, function: Callable[..., Outputs]) -> Callable[..., Outputs]:
+        low, high = self.options.pixel_range
+
+        def run(x: tf.Tensor, *others: tf.Tensor) -> Outputs:
+            images = low + (high - low) * (tf.cast(x, tf.float32) / 255.0)
+            # Rounding must not carry white out of what the likelihood knows.
+            return function(tf.clip_by_value(images, low, high), *others)
+
+        return run
+
+    def _served(self, name: str, function: Callable[..., Outputs], *specs: tf.TensorSpec) -> Any:
+        """Returns a signature's concrete function, which checks what goes in and comes out."""
+
+        def served(*inputs: tf.Tensor) -> Outputs:
+            right = [
+                checked(x, spec, self.model.likelihood)
+                for x, spec in zip(inputs, specs, strict=True)
+            ]
+            return finite(function(*with_equal_rows(right, [spec.name for spec in specs])))
+
+        served.__name__ = name
+        return tf.function(served).get_concrete_function(*specs)
+
+
+def standard_error(log_weights: tf.Tensor) -> tf.Tensor:
+    """Returns the delta-method standard error of `iwae(log_weights)`, `[B]`, for `[S, B]`."""
+    num_samples = log_weights.shape[0]
+    relative = num_samples * tf.nn.softmax(log_weights, axis=0)
+    variance = tf.reduce_sum(tf.square(relative - 1.0), axis=0) / (num_samples - 1)
+    return tf.sqrt(variance / num_samples)
