@@ -35,6 +35,8 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6"],
+        # What benchmarks/ compares with.
+        "bench": ["torch>=2.6"],
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "mypy>=1.16", "types-setuptools"],
     },
     entry_points={

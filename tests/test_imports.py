@@ -59,7 +59,8 @@ MAY_IMPORT = {
     **dict.fromkeys(COMMAND, LIBRARY | COMMAND | {"__init__"}),
     "cli": LIBRARY | COMMAND,
     "evaluate": LIBRARY | COMMAND | {"cli"},
-    "__init__": LIBRARY,
+    "public": LIBRARY,
+    "__init__": {"public"},
     "__main__": {"cli"},
 }
 
@@ -166,3 +167,39 @@ def test_importing_the_package_does_not_import_data_sets_or_the_command_line():
     loaded = set(done.stdout.split())
     assert "tf_mcvae.models.vae" in loaded
     assert not loaded & {"tensorflow_datasets", "tf_mcvae.cli", "tf_mcvae.training"}
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        (["train_keras.py", "--help"], "--num-transitions"),
+        (["train_keras.py", "--num-transitions", "0"], "error: --num-transitions"),
+        (["-m", "tf_mcvae.evaluate", "--help"], "--preset"),
+    ],
+    ids=str,
+)
+def test_commands_answer_without_tensorflow(command, answer, tmp_path):
+    """Which would take seconds; here it cannot be imported at all."""
+    for name in ("tensorflow", "keras", "tensorflow_probability"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('too slow')")
+    root = PACKAGE.parent
+    paths = os.pathsep.join([str(tmp_path), str(root)])
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert answer in done.stdout + done.stderr
+    assert "too slow" not in done.stderr
+
+
+def test_a_script_named_as_a_command_has_the_public_names():
+    code = "import sys; sys.argv = ['train_keras.py']; import tf_mcvae; "
+    code += "print(tf_mcvae.__version__, tf_mcvae.VAE.__name__, hasattr(tf_mcvae, 'Nothing'))"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.split()[1:] == ["VAE", "False"]

@@ -376,7 +376,6 @@ def test_xla_differentiates_loops_over_resizes_of_unknown_batches(size):
     assert np.sum(gradient(x)[0][0]) == pytest.approx(9 * 4 * 2.0**3)
 
 
-
 @pytest.mark.parametrize(
     ("architecture", "activation"), [("conv", "gelu"), *(("dense", name) for name in ACTIVATIONS)]
 )

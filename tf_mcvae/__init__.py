@@ -1,61 +1,22 @@
 """Monte Carlo variational auto-encoders in TensorFlow and Keras 3."""
 
-from tf_mcvae import annealing, bounds, datasets, evaluation, importance, kernels, likelihoods
-from tf_mcvae.annealing import AnnealedPath, LearnedSchedule, LinearSchedule, SigmoidalSchedule
-from tf_mcvae.evaluation import (
-    bidirectional_gap,
-    estimate_bound,
-    estimate_elbo,
-    estimate_iwae,
-    estimate_log_likelihood,
-    latent_statistics,
-)
-from tf_mcvae.export import export_saved_model
-from tf_mcvae.flows import BNAF, IAF, Flow, FlowStack, RealNVP
-from tf_mcvae.likelihoods import Bernoulli, Gaussian, Likelihood
-from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, FlowVAE, MonteCarloVAE, StepSize, load_model
-from tf_mcvae.networks import Decoder, Encoder
-from tf_mcvae.transition_networks import LearnedDrift, LearnedReverse
+import importlib
+import pathlib
+import sys
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AMCVAE",
-    "BNAF",
-    "IAF",
-    "IWAE",
-    "LMCVAE",
-    "VAE",
-    "AnnealedPath",
-    "Bernoulli",
-    "Decoder",
-    "Encoder",
-    "Flow",
-    "FlowStack",
-    "FlowVAE",
-    "Gaussian",
-    "LearnedDrift",
-    "LearnedReverse",
-    "LearnedSchedule",
-    "Likelihood",
-    "LinearSchedule",
-    "MonteCarloVAE",
-    "RealNVP",
-    "SigmoidalSchedule",
-    "StepSize",
-    "annealing",
-    "bidirectional_gap",
-    "bounds",
-    "datasets",
-    "estimate_bound",
-    "estimate_elbo",
-    "estimate_iwae",
-    "estimate_log_likelihood",
-    "evaluation",
-    "export_saved_model",
-    "importance",
-    "kernels",
-    "latent_statistics",
-    "likelihoods",
-    "load_model",
-]
+# These answer `--help` and mistakes before TensorFlow is imported, which takes seconds ("-m" is a
+# module that Python is about to run).
+_COMMANDS = ("-m", "train_keras", "tf-mcvae-train", "tf-mcvae-evaluate")
+
+if pathlib.PurePath(sys.argv[0]).stem in _COMMANDS:
+
+    def __getattr__(name: str) -> Any:
+        return getattr(importlib.import_module("tf_mcvae.public"), name)
+
+else:
+    # At once, so that Keras knows the classes that it loads.
+    from tf_mcvae.public import *  # noqa: F403
+    from tf_mcvae.public import __all__ as __all__

@@ -28,20 +28,21 @@ _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 @tf.custom_gradient
 def _gelu_slope(x: Any, cdf: Any) -> Any:
     """Returns `Φ(x) + x φ(x)`; its own derivative is `(2 - x²) φ(x)`."""
-    density = _INV_SQRT_2PI * tf.exp(-0.5 * x * x)
-    moment = x * density
+    square = x * x
+    density = _INV_SQRT_2PI * tf.exp(-0.5 * square)
 
     def grad(upstream: Any) -> Any:
-        # Not (2 - x²) φ(x): where x² overflows that is infinity times zero.
-        return upstream * (2.0 * density - x * moment), None
+        # Where x² overflows the product would be infinity times zero.
+        return upstream * tf.math.multiply_no_nan(2.0 - square, density), None
 
-    return cdf + moment, grad
+    return cdf + x * density, grad
 
 
 @tf.custom_gradient
-def _gelu(x: Any) -> Any:
-    cdf = 0.5 + 0.5 * tf.math.erf(_SQRT_HALF * x)
-    return x * cdf, lambda upstream: upstream * _gelu_slope(x, cdf)
+def _gelu(x: Any, cdf: Any, slope: Any) -> Any:
+    # The gradient takes the slope that it is given, so that the slope is computed once for the
+    # score and for its derivative; a graph that takes no gradient never computes it.
+    return x * cdf, lambda upstream: (upstream * slope, None, None)
 
 
 def gelu(x: Any) -> Any:
@@ -60,9 +61,9 @@ def gelu(x: Any) -> Any:
         Hendrycks and Gimpel, 2016, arXiv 1606.08415.
     """
     x = tf.convert_to_tensor(x)
-    if x.dtype.size < 4:
-        return tf.cast(_gelu(tf.cast(x, tf.float32)), x.dtype)
-    return _gelu(x)
+    wide = tf.cast(x, tf.float32) if x.dtype.size < 4 else x
+    cdf = 0.5 + 0.5 * tf.math.erf(_SQRT_HALF * wide)
+    return tf.cast(_gelu(wide, cdf, _gelu_slope(wide, cdf)), x.dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {

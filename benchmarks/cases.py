@@ -1,0 +1,48 @@
+"""What is timed: models on MNIST's shape with the reference's convolutional networks."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the sizes it is timed with.
+
+    Attributes:
+        model: `"VAE"`, `"IWAE"`, `"L-MCVAE"` or `"A-MCVAE"`.
+        num_transitions: K; 0 for a model without transitions.
+        num_samples: S.
+        batch_size: B.
+        latent_dim: D.
+        image_size: Side of the images, of one channel.
+        policy: Keras dtype policy of the networks.
+    """
+
+    model: str
+    num_transitions: int = 0
+    num_samples: int = 1
+    batch_size: int = 100
+    latent_dim: int = 64
+    image_size: int = 28
+    policy: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """Such as `"L-MCVAE K=5"`."""
+        parts = [self.model]
+        parts += [f"K={self.num_transitions}"] if self.num_transitions else []
+        parts += [f"S={self.num_samples}"] if self.num_samples > 1 else []
+        return " ".join(parts)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(H, W, C)`."""
+        return (self.image_size, self.image_size, 1)
+
+
+CASES = (
+    Case("VAE"),
+    Case("IWAE", num_samples=10),
+    Case("L-MCVAE", num_transitions=5),
+    Case("L-MCVAE", num_transitions=10),
+    Case("A-MCVAE", num_transitions=3, num_samples=5),
+)
