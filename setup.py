@@ -35,6 +35,8 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6"],
+        # For clients of a server, and the tests of them.
+        "serving": ["tensorflow-serving-api>=2.21,<2.22", "grpcio>=1.60"],
         # What benchmarks/ compares with.
         "bench": ["torch>=2.6"],
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "mypy>=1.16", "types-setuptools"],

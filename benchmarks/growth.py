@@ -25,6 +25,7 @@ SIZES: dict[str, tuple[int, ...]] = {
     "latent_dim": (16, 64, 256),
     "image_size": (16, 28, 40, 56),
 }
+_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5)
 LABELS = {
     "num_transitions": "K",
     "num_samples": "S",
@@ -67,7 +68,10 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         points = [(extent(name, r["size"]), r["seconds"]) for r in rows if r["varied"] == name]
         axis.loglog(*zip(*points, strict=True), "o-")
         axis.set(xlabel=LABELS[name], title=f"slope {slope(points):.2f}")
-        axis.grid(True, which="both", alpha=0.3)
+        axis.set_xticks([size for size, _ in points], [f"{size:g}" for size, _ in points])
+        axis.set_yticks(_SECONDS, [f"{seconds:g}" for seconds in _SECONDS])
+        axis.minorticks_off()
+        axis.grid(True, alpha=0.3)
     axes[0].set_ylabel("seconds a training step")
     figure.savefig(path, dpi=120)
 
