@@ -308,8 +308,10 @@ def test_flags_reach_the_model():
     model = build("--model A-MCVAE --use_barker True --K 3 --annealing_scheme sigmoidal")
     assert (model.acceptance, model.num_transitions) == ("barker", 3)
     assert type(model.schedule).__name__ == "SigmoidalSchedule"
-    model = build("--ula_skip_threshold 0.1 --use_cloned_decoder True --grad_clip_val 50 --jit")
-    assert (model.skip_threshold, model.cloned_decoder) == (0.1, True)
+    model = build(
+        "--ula_skip_threshold 0.1 --use_cloned_decoder True --grad_clip_val 50 --jit --recompute"
+    )
+    assert (model.skip_threshold, model.cloned_decoder, model.recompute) == (0.1, True, True)
     assert model.optimizer.global_clipnorm == 50
     assert model.jit_compile
     model = build("--model VAE --likelihood gaussian --sigma 0.1 --act_func relu")

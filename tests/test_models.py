@@ -108,7 +108,11 @@ CASES = {
         *dense(), num_transitions=K, num_samples=2, learned_reverse=LearnedReverse([8])
     ),
     "LMCVAE-vectors": lambda: LMCVAE(
-        *sequential((5,)), Gaussian(0.7, learned=True), num_transitions=K, cloned_decoder=True
+        *sequential((5,)),
+        Gaussian(0.7, learned=True),
+        num_transitions=K,
+        cloned_decoder=True,
+        recompute=True,
     ),
     "AMCVAE": lambda: AMCVAE(*dense(), num_transitions=K, num_samples=3, step_size=0.2),
     "AMCVAE-barker": lambda: AMCVAE(
@@ -374,6 +378,48 @@ def test_graph_and_xla_train_as_eager_does(case, mode):
     for name in ("loss", "bound", "grad_norm"):
         np.testing.assert_allclose(histories[1][name], histories[0][name], rtol=1e-5)
     assert_same(state(models[1]), state(models[0]), atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_recomputed_activations_train_the_same(mode):
+    histories, states = [], []
+    for recompute in (False, True):
+        options = {"num_transitions": 3, "num_samples": 2, "recompute": recompute}
+        keras.utils.set_random_seed(0)
+        model = AMCVAE(*dense(), Gaussian(0.7, learned=True), step_size=0.1, **options)
+        options = {"run_eagerly": True} if mode == "eager" else MODES[mode]
+        model.compile(keras.optimizers.SGD(1e-3), **options)
+        histories.append(fit(model, batch_size=8))
+        states.append(state(model))
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(histories[1][name], histories[0][name], rtol=1e-5)
+    assert_same(*states, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_recomputing_saves_memory():
+    code = """
+import resource, sys
+import tensorflow as tf, tf_mcvae
+
+model = tf_mcvae.LMCVAE(
+    tf_mcvae.Encoder(2, architecture="dense", hidden_units=(8,)),
+    tf_mcvae.Decoder((8, 8, 1), architecture="dense", hidden_units=(512,)),
+    num_transitions=20,
+    recompute=sys.argv[1] == "True",
+)
+model.compile("adam")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model.train_on_batch(tf.zeros([4000, 8, 8, 1]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+    def memory(recompute):
+        command = [sys.executable, "-c", code, str(recompute)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert memory(True) < 0.5 * memory(False)
 
 
 @pytest.mark.parametrize("model_class", [LMCVAE, AMCVAE])

@@ -6,7 +6,7 @@ density `p(x, z)`) geometrically,
     log pi_b(z) = (1 - b) log q(z) + b log p(z) + constant,        0 <= b <= 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -52,11 +52,20 @@ class AnnealedPath:
         base_log_prob_fn: Maps states `[S, B, D]` to `log q`, `[S, B]`.
         target_log_prob_fn: Maps states `[S, B, D]` to `log p`, `[S, B]`; each entry may depend on
             its own state only.
+        recomputed: Keras variables of the target. If there are any, what lies between the state and
+            the target's endpoints is computed again in the backward pass and not kept for it; the
+            target must depend on nothing else that has a gradient.
     """
 
-    def __init__(self, base_log_prob_fn: LogProbFn, target_log_prob_fn: LogProbFn) -> None:
+    def __init__(
+        self,
+        base_log_prob_fn: LogProbFn,
+        target_log_prob_fn: LogProbFn,
+        recomputed: Sequence[keras.Variable] = (),
+    ) -> None:
         self.base_log_prob_fn = base_log_prob_fn
         self.target_log_prob_fn = target_log_prob_fn
+        self.recomputed = tuple(recomputed)
 
     @classmethod
     def from_target(cls, target_log_prob_fn: "LogProbFn | AnnealedPath") -> "AnnealedPath":
@@ -81,7 +90,8 @@ class AnnealedPath:
         # no longer depends on it.
         state = tf.identity(state)
         log_q, score_q = tfp.math.value_and_gradient(self.base_log_prob_fn, state)
-        log_p, score_p = tfp.math.value_and_gradient(self.target_log_prob_fn, state)
+        target = self._target_and_score if not self.recomputed else self._recomputed_target
+        log_p, score_p = target(state)
         if score_p is None:
             raise ValueError(
                 "The target's log-density must be differentiable with respect to the state. "
@@ -89,6 +99,33 @@ class AnnealedPath:
             )
         score_q = tf.zeros_like(state) if score_q is None else score_q  # a constant base
         return Endpoints(log_q, log_p, score_q, score_p)
+
+    def _target_and_score(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        log_p, score_p = tfp.math.value_and_gradient(self.target_log_prob_fn, state)
+        return log_p, score_p
+
+    def _recomputed_target(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # Not tf.recompute_grad, which cannot be differentiated within a loop: there the variables
+        # must be inputs.
+        def evaluate(state: tf.Tensor, *values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            with keras.StatelessScope(list(zip(self.recomputed, values, strict=True))):
+                return self._target_and_score(state)
+
+        @tf.custom_gradient
+        def endpoints(*inputs: tf.Tensor) -> Any:
+            def gradient(*upstream: tf.Tensor) -> Any:
+                # As tensors of the graph that this is called in, so that the tape knows them.
+                here = [tf.identity(value) for value in inputs]
+                with tf.GradientTape() as tape:
+                    tape.watch(here)
+                    outputs = evaluate(*here)
+                return tape.gradient(outputs, here, upstream)
+
+            return evaluate(*inputs), gradient
+
+        values = [tf.convert_to_tensor(variable.value) for variable in self.recomputed]
+        log_p, score_p = endpoints(state, *values)
+        return log_p, score_p
 
 
 class Schedule(keras.layers.Layer):

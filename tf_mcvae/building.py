@@ -73,6 +73,7 @@ def _transition_arguments(config: RunConfig) -> dict[str, Any]:
         "step_size": StepSize(config.step_size, rule, config.target_acceptance),
         "schedule": config.schedule,
         "cloned_decoder": config.cloned_decoder,
+        "recompute": config.recompute,
     }
 
 

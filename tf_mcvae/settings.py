@@ -266,6 +266,12 @@ class RunConfig:
         "run the transitions on a separately trained copy of the decoder",
         "use_cloned_decoder",
     )
+    recompute: bool = option(
+        False,
+        TRANSITIONS,
+        parse_bool,
+        "compute the decoder's activations again in the backward pass: less memory, longer steps",
+    )
     skip_threshold: float = option(
         0.0,
         L_MCVAE,

@@ -32,6 +32,8 @@ class AMCVAE(AnnealedVAE):
         schedule: `"linear"`, `"sigmoidal"`, `"all_learnable"`, or a `Schedule` layer.
         step_size: A fixed step size, or a `StepSize` layer for learned or adapted ones.
         cloned_decoder: Whether the transitions use a separately trained copy of the decoder.
+        recompute: Whether the backward pass computes the decoder's activations again, for less
+            memory at large K.
         acceptance: `"metropolis"` or `"barker"`.
         alpha_annealing: Whether the score-function term is warmed up: in epoch n of `fit` (from 0)
             it is multiplied by `min(1, 0.1 n)`.

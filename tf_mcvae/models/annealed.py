@@ -83,6 +83,8 @@ class AnnealedVAE(MonteCarloVAE):
         step_size: A fixed step size, or a `StepSize` layer for learned or adapted ones.
         cloned_decoder: Whether the transitions use a copy of the decoder, which begins equal and is
             trained on its own. The last state is always weighed with the decoder itself.
+        recompute: Whether the backward pass computes the decoder's activations again, in place of
+            keeping them: less memory at large K, for longer training steps.
         seed: Integer from which all random numbers are drawn.
     """
 
@@ -96,6 +98,7 @@ class AnnealedVAE(MonteCarloVAE):
         schedule: Any = "linear",
         step_size: Any = 0.01,
         cloned_decoder: bool = False,
+        recompute: bool = False,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -106,6 +109,7 @@ class AnnealedVAE(MonteCarloVAE):
         self.step_size = step_size if isinstance(step_size, StepSize) else StepSize(step_size)
         self.transition_decoder = clone(decoder) if cloned_decoder else decoder
         self.cloned_decoder = cloned_decoder
+        self.recompute = recompute
 
     def metric_names(self) -> tuple[str, ...]:
         """Acceptance (its mean, and of each transition) and the mean step size."""
@@ -152,6 +156,9 @@ class AnnealedVAE(MonteCarloVAE):
         initial_seed, transition_seed = random.split(seed)
         posterior = self.posterior(x, training)
         path = self.path(x, posterior, self.transition_decoder)
+        if self.recompute:
+            target = [self.transition_decoder, self.likelihood]
+            path.recomputed = tuple(v for layer in target for v in layer.trainable_variables)
         temperatures, step_sizes = self.schedule.inverse_temperatures(), self.step_size.values()
 
         def kernel_fn(index: tf.Tensor, results: TransitionResults | None) -> Any:
@@ -206,6 +213,7 @@ class AnnealedVAE(MonteCarloVAE):
             "schedule": keras.saving.serialize_keras_object(self.schedule),
             "step_size": keras.saving.serialize_keras_object(self.step_size),
             "cloned_decoder": self.cloned_decoder,
+            "recompute": self.recompute,
         }
 
 

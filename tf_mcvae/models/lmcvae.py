@@ -35,6 +35,8 @@ class LMCVAE(AnnealedVAE):
         schedule: `"linear"`, `"sigmoidal"`, `"all_learnable"`, or a `Schedule` layer.
         step_size: A fixed step size, or a `StepSize` layer for learned or adapted ones.
         cloned_decoder: Whether the transitions use a separately trained copy of the decoder.
+        recompute: Whether the backward pass computes the decoder's activations again, for less
+            memory at large K.
         skip_threshold: Moves whose Metropolis-Hastings probability is at most this are undone.
             **Biased**: above 0 the weights no longer average to `p(x)`.
         learned_drift: Whether networks give the drifts in the place of the scores, both ways; or a
