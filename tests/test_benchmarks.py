@@ -21,7 +21,6 @@ from benchmarks.run import report
 from tf_mcvae import random
 
 ROOT = Path(__file__).parents[1]
-SMALL = Case("L-MCVAE", num_transitions=2, batch_size=3, latent_dim=4, image_size=16)
 
 
 @pytest.mark.parametrize("side", [16, 28])
@@ -92,7 +91,7 @@ def flat_channels_last(case, theirs):
     [
         Case("VAE", batch_size=3, latent_dim=4, image_size=16),
         Case("IWAE", num_samples=4, batch_size=3, latent_dim=4, image_size=16),
-        SMALL,
+        Case("L-MCVAE", num_transitions=2, batch_size=3, latent_dim=4, image_size=16),
         Case("A-MCVAE", 2, 3, batch_size=3, latent_dim=4, image_size=16),
     ],
     ids=lambda case: case.name,
@@ -137,6 +136,7 @@ def run(*words):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_command_prints_a_table_and_writes_json(tmp_path):
     path = tmp_path / "numbers.json"
     words = ["--cases", "VAE", "--variants", "graph", "--repeats", "2"]
@@ -163,6 +163,7 @@ def test_report_gives_ratios_and_shares_of_the_peak():
     assert lines[2].split()[:4] == ["graph", "2.00", "2.00", "67"]
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_not_there_is_said_so():
     done = run("--device", "gpu", "--cases", "VAE")
     assert done.returncode == 1

@@ -195,6 +195,7 @@ def test_commands_answer_without_tensorflow(command, answer, tmp_path):
     assert "too slow" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_script_named_as_a_command_has_the_public_names():
     code = "import sys; sys.argv = ['train_keras.py']; import tf_mcvae; "
     code += "print(tf_mcvae.__version__, tf_mcvae.VAE.__name__, hasattr(tf_mcvae, 'Nothing'))"

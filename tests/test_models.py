@@ -368,7 +368,8 @@ MODES = {
     ("case", "mode"),
     [
         *[(case, "graph") for case in ("IWAE-dreg", "LMCVAE-variance")],
-        *[(case, "xla") for case in ("LMCVAE-acceptance", "AMCVAE-annealed")],
+        ("LMCVAE-acceptance", "xla"),
+        pytest.param("AMCVAE-annealed", "xla", marks=pytest.mark.slow),
         ("VAE", "steps"),
     ],
 )
@@ -380,7 +381,9 @@ def test_graph_and_xla_train_as_eager_does(case, mode):
     assert_same(state(models[1]), state(models[0]), atol=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize(
+    "mode", ["graph", *[pytest.param(mode, marks=pytest.mark.slow) for mode in ("eager", "xla")]]
+)
 def test_recomputed_activations_train_the_same(mode):
     histories, states = [], []
     for recompute in (False, True):
@@ -422,7 +425,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert memory(True) < 0.5 * memory(False)
 
 
-@pytest.mark.parametrize("model_class", [LMCVAE, AMCVAE])
+@pytest.mark.parametrize("model_class", [pytest.param(LMCVAE, marks=pytest.mark.slow), AMCVAE])
 def test_large_batches_of_known_size_train_for_more_than_one_step(model_class):
     """TensorFlow rewrites graphs that hold some 200 MB, wrongly in the gradient of a loop."""
     keras.utils.set_random_seed(0)

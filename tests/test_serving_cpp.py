@@ -229,6 +229,7 @@ def test_an_unknown_signature(answers):
     assert answers["extremes"][1].code == FAILED_PRECONDITION
 
 
+@pytest.mark.slow
 def test_ten_thousand_rows_in_bounded_memory(program, tmp_path):
     """16 draws for each row: at once they would hold 655 MB in the decoder's widest layer alone."""
     keras.utils.set_random_seed(4)
