@@ -7,8 +7,6 @@ What needs the real ones says so when it is skipped.
 import itertools
 import os
 import pathlib
-import subprocess
-import sys
 import time
 
 import keras
@@ -616,16 +614,6 @@ class TestErrors:
     def test_skip_epochs(self, num_epochs):
         with pytest.raises(ValueError, match=r"`num_epochs`.*Received"):
             skip_epochs(load().train, num_epochs)
-
-
-def test_import_is_light():
-    # TensorFlow itself imports a part of scikit-learn where that is installed.
-    code = (
-        "import sys, tf_mcvae.datasets\n"
-        "print(sorted({'tensorflow_datasets', 'sklearn.datasets'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 class TestRealData:

@@ -159,7 +159,7 @@ def quadrature(decoder, x):
     return scipy.special.logsumexp(log_likelihood + log_prior, axis=1) + cell
 
 
-@pytest.mark.parametrize("start", ["encoder", "prior"])
+@pytest.mark.parametrize("start", ["encoder", pytest.param("prior", marks=pytest.mark.slow)])
 def test_annealed_importance_sampling_agrees_with_quadrature(start, curved_vae):
     """An estimator that shares no code with it, on posteriors that are not Gaussian."""
     model, x = curved_vae
@@ -363,8 +363,15 @@ def test_pilot_run_reaches_its_target_with_few_temperatures_too(num_temperatures
 # What must hold whatever the distribution.
 
 
-@pytest.mark.parametrize("schedule", ["sigmoid", "linear"])
-@pytest.mark.parametrize("start", ["encoder", "prior"])
+@pytest.mark.parametrize(
+    ("start", "schedule"),
+    [
+        ("encoder", "sigmoid"),
+        ("prior", "linear"),
+        pytest.param("encoder", "linear", marks=pytest.mark.slow),
+        pytest.param("prior", "sigmoid", marks=pytest.mark.slow),
+    ],
+)
 def test_every_start_and_schedule_agrees_with_the_evidence(start, schedule):
     settings = {"num_temperatures": 60, "num_leapfrog_steps": 5, "start": start}
     many = np.repeat(X, 20, 0)

@@ -42,6 +42,7 @@ def without_seconds(rows):
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
+@pytest.mark.slow
 def test_posterior_ring_as_a_user_runs_it(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "new"
     line = f"posterior_ring.py --quick --seeds 1 --models L-MCVAE --output {folder}"

@@ -167,7 +167,9 @@ def differ(a, b):
     return abs(np.mean(a) - np.mean(b)) / error
 
 
-@pytest.mark.parametrize("acceptance", ["metropolis", "barker"])
+@pytest.mark.parametrize(
+    "acceptance", ["metropolis", pytest.param("barker", marks=pytest.mark.slow)]
+)
 def test_amcvae_gradient_is_that_of_the_bound(acceptance, monkeypatch):
     """With large steps, so that half the moves are rejected and the score-function term matters."""
     settings = {"num_transitions": 2, "step_size": 0.6, "num_samples": 1000}
