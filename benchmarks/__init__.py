@@ -1,1 +1,5 @@
 """Speed and memory of the library, beside other ways to compute the same bounds."""
+
+import pathlib
+
+ROOT = pathlib.Path(__file__).parents[1]

@@ -1,14 +1,12 @@
 """What a step needs at least: floating-point operations and bytes, and what the machine can do."""
 
 import json
-import pathlib
 import subprocess
 import sys
 import time
 
+from benchmarks import ROOT
 from benchmarks.cases import Case
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 # A matrix product of a network: positions (pixels of one image), inputs and outputs at each.
 Product = tuple[int, int, int]

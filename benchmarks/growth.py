@@ -13,10 +13,10 @@ import pathlib
 import statistics
 from typing import Any
 
+from benchmarks import ROOT
 from benchmarks.cases import Case
 from benchmarks.run import Worker
 
-ROOT = pathlib.Path(__file__).parents[1]
 BASE = Case("L-MCVAE", num_transitions=5)
 SIZES: dict[str, tuple[int, ...]] = {
     "num_transitions": (1, 5, 10, 20, 50),

@@ -15,12 +15,11 @@ _MODES: dict[str, dict[str, Any]] = {
     "eager": {"run_eagerly": True, "jit_compile": False},
     "graph": {"jit_compile": False},
     "xla": {"jit_compile": True},
-    "auto": {"jit_compile": "auto"},
 }
 
 
 def make_model(case: Case) -> tf_mcvae.MonteCarloVAE:
-    """Returns the model of a case, built and compiled with Adam but not yet jitted."""
+    """Returns the model of a case, built but not compiled."""
     keras.utils.set_random_seed(0)
     encoder = tf_mcvae.Encoder(case.latent_dim, dtype=case.policy)
     decoder = tf_mcvae.Decoder(case.image_shape, dtype=case.policy)
@@ -46,7 +45,7 @@ class Trainer:
         case: What to train.
         images: `[B, H, W, 1]`, a NumPy array.
         device: `"cpu"` or `"gpu"`.
-        mode: `"eager"`, `"graph"`, `"xla"`, or `"auto"`, as the library chooses.
+        mode: `"eager"`, `"graph"` or `"xla"`.
     """
 
     def __init__(self, case: Case, images: Any, device: str, mode: str) -> None:

@@ -20,10 +20,10 @@ import subprocess
 import sys
 from typing import Any
 
+from benchmarks import ROOT
 from benchmarks.cases import CASES, Case
 from benchmarks.counts import measured_peak, minimum_bytes, minimum_flops
 
-ROOT = pathlib.Path(__file__).parents[1]
 VARIANTS = ("torch", "tfp", "eager", "graph", "xla")
 GPU_VARIANTS = ("torch", "torch_compiled", "tfp", "graph", "xla")
 
@@ -96,7 +96,7 @@ def measure(case: Case, variants: list[str], device: str, repeats: int) -> dict[
 
 
 def report(case: Case, results: dict[str, Any], peak: float) -> list[str]:
-    """Returns the lines of a case: how many times as fast as the first each variant is, ..."""
+    """Returns the lines of a case; ratios are those of the first variant's time to each one's."""
     base = next(iter(results.values()))
     flops, size = (count(case, training=True) for count in (minimum_flops, minimum_bytes))
     lines = [

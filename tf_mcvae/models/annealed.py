@@ -158,7 +158,8 @@ class AnnealedVAE(MonteCarloVAE):
         path = self.path(x, posterior, self.transition_decoder)
         if self.recompute:
             target = [self.transition_decoder, self.likelihood]
-            path.recomputed = tuple(v for layer in target for v in layer.trainable_variables)
+            variables = [v for layer in target for v in layer.trainable_variables]
+            path = AnnealedPath(path.base_log_prob_fn, path.target_log_prob_fn, variables)
         temperatures, step_sizes = self.schedule.inverse_temperatures(), self.step_size.values()
 
         def kernel_fn(index: tf.Tensor, results: TransitionResults | None) -> Any:
