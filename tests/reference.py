@@ -21,6 +21,10 @@ def normal_log_prob(x, loc, scale):
     return np.sum(-0.5 * ((x - loc) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi), -1)
 
 
+def gelu(values):
+    return values * scipy.special.ndtr(values)
+
+
 def sigmoid(values):
     return scipy.special.expit(np.asarray(values, np.float64))
 

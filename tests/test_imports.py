@@ -14,6 +14,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "tf_mcvae"
 # What may be imported by what; a folder is one entry. A new module needs a line.
 DATA = {"datasets", "sources"}
 BELOW_MODELS = {
+    "activations",
     "annealing",
     "bounds",
     "checks",
@@ -43,9 +44,10 @@ MAY_IMPORT = {
     "checks": {"likelihoods"},
     "sources": {"random"},
     "datasets": {"random", "sources"},
-    "networks": {"checks", "random"},
+    "activations": set(),
+    "networks": {"activations", "checks"},
     "flows": {"checks", "random"},
-    "transition_networks": {"checks", "networks", "random"},
+    "transition_networks": {"activations", "checks", "random"},
     "annealing": set(),
     "bounds": set(),
     "kernels": {"annealing", "random"},
@@ -54,7 +56,7 @@ MAY_IMPORT = {
     "files": set(),
     "evaluation": BELOW_MODELS - {"networks"} | {"files", "models"},
     "export": BELOW_MODELS - {"networks"} | {"files", "models"},
-    "migrate": {"likelihoods", "models", "networks", "transition_networks"},
+    "migrate": {"activations", "likelihoods", "models", "networks", "transition_networks"},
     # The command line and what serves it; they may ask the package for its version.
     **dict.fromkeys(COMMAND, LIBRARY | COMMAND | {"__init__"}),
     "cli": LIBRARY | COMMAND,

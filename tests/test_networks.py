@@ -1,4 +1,4 @@
-"""Networks against the recorded runs and a NumPy twin; activations; what every network must do."""
+"""Networks against the recorded runs and a NumPy twin; what every network must do."""
 
 import ast
 import json
@@ -8,17 +8,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from reference import gelu
 from reference_weights import CONV_FIXTURES, DENSE_FIXTURES, reference_arrays, set_reference_weights
 
+from tf_mcvae.activations import ACTIVATIONS
 from tf_mcvae.likelihoods import Bernoulli, Gaussian
-from tf_mcvae.networks import (
-    ACTIVATIONS,
-    Decoder,
-    Encoder,
-    gelu,
-    get_activation,
-    nearest_resize,
-)
+from tf_mcvae.networks import Decoder, Encoder, nearest_resize
 
 LATENT_DIM = 3
 MODES = {
@@ -258,14 +253,6 @@ def test_recorded_gradients_fit_the_variables(path):
 # Against a float64 rewrite of the convolutional pair.
 
 
-def erf(x):
-    return np.vectorize(math.erf)(x)
-
-
-def numpy_gelu(x):
-    return x * (0.5 + 0.5 * erf(x / math.sqrt(2.0)))
-
-
 def numpy_conv(x, kernel, bias):
     size = kernel.shape[0]
     padded = np.pad(x, [(0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)])
@@ -278,8 +265,8 @@ def numpy_conv(x, kernel, bias):
 
 
 def numpy_block(x, weights):
-    y = numpy_gelu(numpy_conv(x, next(weights), next(weights)))
-    y = numpy_gelu(numpy_conv(y, next(weights), next(weights)))
+    y = gelu(numpy_conv(x, next(weights), next(weights)))
+    y = gelu(numpy_conv(y, next(weights), next(weights)))
     lacking = y.shape[-1] - x.shape[-1]
     return y if lacking < 0 else y + np.pad(x, [(0, 0)] * 3 + [(0, lacking)])
 
@@ -414,122 +401,3 @@ def test_second_order_gradients_agree_in_all_modes(architecture, activation):
             value.assign_add(sign * step * direction)
         values.append(float(score_norm()))
     np.testing.assert_allclose(slope, (values[0] - values[1]) / (2 * step), rtol=1e-4)
-
-
-# Activations.
-
-
-def phi(x):
-    return np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def bump(x):
-    return sigmoid(x) * sigmoid(-x)
-
-
-# Each activation with its first two derivatives.
-CLOSED_FORMS = {
-    "relu": (lambda x: np.maximum(x, 0), lambda x: 1.0 * (x > 0), np.zeros_like),
-    "leakyrelu": (
-        lambda x: np.where(x > 0, x, 0.01 * x),
-        lambda x: np.where(x > 0, 1.0, 0.01),
-        np.zeros_like,
-    ),
-    "tanh": (
-        np.tanh,
-        lambda x: 1 - np.tanh(x) ** 2,
-        lambda x: -2 * np.tanh(x) * (1 - np.tanh(x) ** 2),
-    ),
-    "logsigmoid": (lambda x: -np.logaddexp(0, -x), lambda x: sigmoid(-x), lambda x: -bump(x)),
-    "softplus": (lambda x: np.logaddexp(0, x), sigmoid, bump),
-    "gelu": (
-        numpy_gelu,
-        lambda x: 0.5 + 0.5 * erf(x / math.sqrt(2)) + x * phi(x),
-        lambda x: (2 - x**2) * phi(x),
-    ),
-}
-
-
-def derivatives(function):
-    def run(x):
-        with tf.GradientTape() as outer:
-            outer.watch(x)
-            with tf.GradientTape() as inner:
-                inner.watch(x)
-                y = function(x)
-            first = inner.gradient(y, x)
-        return y, first, outer.gradient(first, x, unconnected_gradients="zero")
-
-    return run
-
-
-@each_mode
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", sorted(CLOSED_FORMS))
-def test_activation_and_two_derivatives(name, dtype, mode):
-    x = tf.cast(np.linspace(-9.75, 9.75, 40), dtype)
-    results = mode(derivatives(get_activation(name)))(x)
-    tolerance = {"float64": 5e-8, "float32": 2e-6, "bfloat16": 4e-2, "float16": 5e-3}[dtype]
-    for result, closed_form in zip(results, CLOSED_FORMS[name], strict=True):
-        assert result.dtype == dtype
-        expected = closed_form(tf.cast(x, tf.float64).numpy())
-        np.testing.assert_allclose(tf.cast(result, tf.float64), expected, tolerance, tolerance)
-
-
-@each_mode
-def test_log_softmax_runs_over_the_last_axis(mode):
-    x = rng().normal(size=(2, 3, 3, 5))
-
-    def run(x):
-        with tf.GradientTape() as outer:
-            outer.watch(x)
-            with tf.GradientTape() as inner:
-                inner.watch(x)
-                y = get_activation("logsoftmax")(x)
-                y0 = y[..., 0]
-            first = inner.gradient(y0, x)
-            first0 = first[..., 0]
-        return y, first, outer.gradient(first0, x)
-
-    y, first, second = mode(run)(tf.constant(x))
-    p = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
-    onehot = np.eye(5)[0]
-    np.testing.assert_allclose(y, np.log(p), rtol=1e-10)
-    np.testing.assert_allclose(first, onehot - p, rtol=1e-10)
-    np.testing.assert_allclose(second, -p[..., :1] * (onehot - p), rtol=1e-10)
-
-
-def test_gelu_derivatives_are_finite_differences_to_the_third():
-    x, step = tf.constant(np.linspace(-4.0, 4.0, 33)), 1e-5
-
-    def all_three(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y, first, second = derivatives(gelu)(x)
-        return y, first, second, tape.gradient(second, x)
-
-    above, here, below = (all_three(x + t) for t in (step, 0.0, -step))
-    for order in range(3):
-        difference = (above[order] - below[order]) / (2 * step)
-        np.testing.assert_allclose(here[order + 1], difference, atol=1e-8)
-
-
-def test_gelu_is_finite_for_large_numbers():
-    for dtype, largest in (("float32", 3e38), ("float64", 1e150), ("float16", 65504.0)):
-        for result in derivatives(gelu)(tf.constant([-largest, -300.0, 300.0, largest], dtype)):
-            assert np.all(np.isfinite(result))
-
-
-def test_activations_are_looked_up():
-    assert get_activation("gelu") is gelu
-    assert get_activation(gelu) is gelu
-    assert get_activation("silu") is keras.activations.silu
-    config = keras.activations.serialize(keras.activations.elu)
-    assert get_activation(config) is keras.activations.elu
-    for wrong in ("swoosh", 3, None):
-        with pytest.raises(ValueError, match=r"'leakyrelu', 'logsigmoid'.*Received: activation="):
-            get_activation(wrong)

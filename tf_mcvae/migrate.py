@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from tf_mcvae.activations import ACTIVATIONS
 from tf_mcvae.likelihoods import Gaussian
 from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, MonteCarloVAE, StepSize
-from tf_mcvae.networks import ACTIVATIONS, Decoder, Encoder
+from tf_mcvae.networks import Decoder, Encoder
 from tf_mcvae.transition_networks import LearnedDrift, LearnedReverse, TransitionNetwork
 
 Array = np.ndarray[Any, Any]

@@ -15,8 +15,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tf_mcvae import random
+from tf_mcvae.activations import get_activation
 from tf_mcvae.checks import check_positive_integer
-from tf_mcvae.networks import get_activation
 
 tfd = tfp.distributions
 
