@@ -532,10 +532,11 @@ def raise_interrupt(*args):
 @pytest.mark.parametrize(
     "line",
     [
-        "--model L-MCVAE --grad_clip_val 5 --variance_sensitive_step True",
+        "--model IWAE --num_samples 2 --grad_clip_val 5",
         *[
             pytest.param(line, marks=pytest.mark.slow)
             for line in (
+                "--model L-MCVAE --grad_clip_val 5 --variance_sensitive_step True",
                 "--model A-MCVAE --num_samples 2 --use_alpha_annealing 1 --lr-schedule reference",
                 "--model FlowVAE --num_flows 2 --lr-schedule 'CosineDecay(decay_steps=12)' "
                 "--grad_skip_val 26",

@@ -231,7 +231,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "HMC")) for name in CASES]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "AMCVAE")) for name in CASES]
 )
 def test_same_weights_and_gradients_eager_graph_xla(name):
     compute = value_and_gradients(*CASES[name]())

@@ -64,7 +64,7 @@ def chain(kernel, start, num_steps, seed):
     return run()
 
 
-@pytest.mark.parametrize("b", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("b", [0.3, *[pytest.param(b, marks=pytest.mark.slow) for b in (0.0, 1.0)]])
 @pytest.mark.parametrize("name", CALIBRATED)
 def test_target_is_invariant(name, b):
     mean, scale = mixed_normal(b)
@@ -174,7 +174,19 @@ def test_endpoints_are_not_tied_to_a_temperature():
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ULA",
+        "MALA",
+        "HMC-persistent",
+        *[
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ALL
+            if name not in ("ULA", "MALA", "HMC-persistent")
+        ],
+    ],
+)
 def test_same_numbers_eager_graph_xla(name):
     state = tf.constant([[0.4, 1.0], [2.0, -0.5]])
 

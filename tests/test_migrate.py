@@ -126,7 +126,7 @@ def test_settings_are_read():
     assert (model.num_samples, model.num_transitions) == (4, 3)
     assert model.step_size.rule == "learned"
     assert model.step_size.target_acceptance == 0.8
-    model.compile("adam")
+    model.compile("adam", run_eagerly=True)  # One step: not worth a graph.
     assert np.isfinite(model.fit(x, verbose=0).history["bound"][0])
 
 

@@ -130,6 +130,23 @@ CASES = {
     ),
 }
 
+# Variants of others whose own part is tested elsewhere too; `--runslow` has them all.
+SLOW = {
+    "VAE-gaussian",
+    "IWAE-stl",
+    "FlowVAE-iaf",
+    "LMCVAE-sigmoidal",
+    "LMCVAE-learned",
+    "LMCVAE-variance",
+    "LMCVAE-skip",
+    "LMCVAE-per-dimension",
+    "AMCVAE-barker",
+    "AMCVAE-annealed",
+}
+each_case = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES]
+)
+
 _rng = np.random.default_rng(0)
 # One pattern with some of its pixels flipped: all models learn something of it in two steps.
 _pattern = np.arange(16).reshape(SHAPE) % 3 == 0
@@ -202,7 +219,7 @@ def trained(tmp_path_factory):
     return train
 
 
-@pytest.mark.parametrize("case", CASES)
+@each_case
 def test_training_learns_and_reports(case, trained):
     model, history, _ = trained(case)
     names = {"loss", "bound"}
@@ -222,7 +239,7 @@ def test_training_learns_and_reports(case, trained):
         np.testing.assert_allclose(np.mean(each, axis=0), history["acceptance"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@each_case
 def test_config_round_trip(case, trained):
     model = trained(case)[0]
     config = json.dumps(model.get_config())
@@ -246,9 +263,10 @@ def resume(folder):
 
 
 @pytest.fixture(scope="module")
-def resumed(trained):
-    """The results of `resume` for all cases."""
-    saved = [trained(case)[2].path for case in CASES]
+def resumed(trained, request):
+    """The results of `resume` for all cases that are run."""
+    skipped = set() if request.config.getoption("--runslow") else SLOW
+    saved = [trained(case)[2].path for case in CASES if case not in skipped]
     folder = saved[0].parent
     paths = [str(pathlib.Path(__file__).parents[i]) for i in (0, 1)]
     subprocess.run(
@@ -259,7 +277,7 @@ def resumed(trained):
     return np.load(folder / "resumed.npz")
 
 
-@pytest.mark.parametrize("case", CASES)
+@each_case
 def test_saved_model_goes_on_in_a_fresh_process(case, trained, resumed):
     """Optimizer, counters, step sizes and schedules included, as if never interrupted."""
     model, _, halfway = trained(case)
@@ -268,7 +286,7 @@ def test_saved_model_goes_on_in_a_fresh_process(case, trained, resumed):
     assert_same([resumed[f"{case}/{i}"] for i in range(len(expected))], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES)
+@each_case
 def test_only_training_changes_the_model(case, trained):
     model, x = trained(case)[0], data(case)
     before = state(model)
@@ -285,7 +303,7 @@ def test_only_training_changes_the_model(case, trained):
     assert_same(state(model), before)
 
 
-@pytest.mark.parametrize("case", CASES)
+@each_case
 def test_public_methods(case, trained):
     model, x = trained(case)[0], data(case)[:4]
     loc, scale = model.encode(x)
@@ -303,7 +321,7 @@ def test_public_methods(case, trained):
     assert model.bound(x).shape == (4,)
 
 
-@pytest.mark.parametrize("case", CASES)
+@each_case
 def test_seeds(case, trained):
     model, x = trained(case)[0], data(case)[:3]
     for method in (model.log_weights, model.posterior_sample):
@@ -368,8 +386,11 @@ MODES = {
     ("case", "mode"),
     [
         *[(case, "graph") for case in ("IWAE-dreg", "LMCVAE-variance")],
-        ("LMCVAE-acceptance", "xla"),
-        pytest.param("AMCVAE-annealed", "xla", marks=pytest.mark.slow),
+        ("VAE", "xla"),
+        *[
+            pytest.param(case, "xla", marks=pytest.mark.slow)
+            for case in ("LMCVAE-acceptance", "AMCVAE-annealed")
+        ],
         ("VAE", "steps"),
     ],
 )

@@ -194,6 +194,7 @@ def test_tiles_lie_row_by_row():
     np.testing.assert_array_equal(tile_images(np.full([1, 1, 1, 1], np.nan), 1), [[[0]]])
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_what_the_history_says(tmp_path, monkeypatch):
     """Also where it was interrupted after the third epoch was written, but not kept."""
     line = (

@@ -189,9 +189,10 @@ def test_amcvae_gradient_is_that_of_the_bound(acceptance, monkeypatch):
         (tf_mcvae.IWAE, {"num_samples": 5}),
         (tf_mcvae.IWAE, {"num_samples": 5, "gradient": "dreg"}),
         (tf_mcvae.LMCVAE, {"num_transitions": 2, "step_size": 0.2, "num_samples": 5}),
-        (
+        pytest.param(
             tf_mcvae.LMCVAE,
             {"num_transitions": 2, "step_size": 0.2, "num_samples": 5, "learned_reverse": True},
+            marks=pytest.mark.slow,
         ),
     ],
 )
