@@ -118,6 +118,71 @@ def test_rows_split_and_fold_as_they_do_alone():
         np.testing.assert_array_equal(folded[row], random.fold_in(seed, 9))
 
 
+def one_by_one(function, seeds):
+    """Rows drawn by TensorFlow's own operations."""
+    return tf.map_fn(lambda seed: function(seed, alg="philox"), seeds)
+
+
+@pytest.mark.parametrize("row_shape", [[1, 64], [3, 5, 7], [9, 64]], ids=str)
+def test_rows_have_tensorflows_own_numbers(row_shape):
+    """Bit for bit, for rows of any length, the longest of them beyond `_LONG_ROW`."""
+    rng = np.random.default_rng(4)
+    extreme = [[0, 0], [-1, -1], [2**31 - 1, -(2**31)], [-(2**31), 2**31 - 1]]
+    seeds = [*extreme, *rng.integers(-(2**31), 2**31, size=(60, 2))]
+    seeds = tf.constant(np.array(seeds, np.int32))
+    options = {"minval": None, "maxval": None, "dtype": tf.int32}
+    expected = one_by_one(
+        lambda seed, alg: tf.random.stateless_uniform(row_shape, seed, alg=alg, **options), seeds
+    )
+    splits = one_by_one(lambda seed, alg: tf.random.split(seed, 3, alg=alg), seeds)
+    folded = one_by_one(lambda seed, alg: tf.random.fold_in(seed, -7, alg=alg), seeds)
+
+    def draw(seeds):
+        shape = [row_shape[0], 64, *row_shape[1:]]
+        return random._integers(shape, seeds), random.split(seeds, 3), random.fold_in(seeds, -7)
+
+    for numbers, parts, children in in_each_mode(draw, seeds):
+        np.testing.assert_array_equal(np.moveaxis(numbers.numpy(), 1, 0), expected)
+        np.testing.assert_array_equal(np.stack(parts, axis=1), splits)
+        np.testing.assert_array_equal(children, folded)
+
+
+@pytest.mark.parametrize("jit_compile", [None, True])
+def test_rows_of_unknown_number_have_the_same_numbers(jit_compile):
+    signature = [tf.TensorSpec([None, 2], tf.int32)]
+
+    @tf.function(input_signature=signature, jit_compile=jit_compile)
+    def draw(seeds):
+        return random.uniform([5, tf.shape(seeds)[0], 7], seeds), *random.split(seeds)
+
+    for size in (0, 1, 4):
+        seeds = SEEDS["per-row"][:size]
+        uniforms, first, second = draw(seeds)
+        assert (uniforms.shape, first.shape, second.shape) == ((5, size, 7), (size, 2), (size, 2))
+        for row in range(size):
+            np.testing.assert_array_equal(uniforms[:, row], random.uniform([5, 7], seeds[row]))
+            expected = random.split(seeds[row])
+            np.testing.assert_array_equal([first[row], second[row]], expected)
+
+
+def test_rows_of_one_batch_fold_different_integers():
+    seeds, numbers = SEEDS["per-row"], tf.constant([5, -1, 0, 2**31 - 1])
+    folded = random.fold_in(seeds, numbers)
+    for row in range(4):
+        np.testing.assert_array_equal(folded[row], random.fold_in(seeds[row], numbers[row]))
+
+
+@pytest.mark.parametrize("size", [3, 700])
+def test_no_rows(size):
+    for draws in in_each_mode(
+        lambda seeds: random.normal([1, 0, size], seeds), tf.zeros([0, 2], tf.int32)
+    ):
+        assert draws.shape == (1, 0, size)
+    parts = random.split(tf.zeros([0, 2], tf.int32), 3)
+    assert all(part.shape == (0, 2) for part in parts)
+    assert random.fold_in(tf.zeros([0, 2], tf.int32), 4).shape == (0, 2)
+
+
 @pytest.mark.parametrize("kind", SEEDS)
 def test_batch_of_unknown_size(kind):
     seed = SEEDS[kind]

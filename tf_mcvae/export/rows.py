@@ -75,10 +75,7 @@ def numbered_seeds(seed: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         seed: `[N, 2]`.
         number: `[N]`.
     """
-    further = tf.map_fn(
-        lambda row: random.fold_in(row[0], row[1]), (seed, number), fn_output_signature=tf.int32
-    )
-    return tf.where(number[:, tf.newaxis] == 0, seed, further)
+    return tf.where(number[:, tf.newaxis] == 0, seed, random.fold_in(seed, number))
 
 
 def in_chunks(
