@@ -12,12 +12,13 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "tf_mcvae"
 
 # What may be imported by what; a folder is one entry. A new module needs a line.
-DATA = {"datasets", "sources"}
+DATA = {"datasets", "image_files", "records", "sources", "streams"}
 BELOW_MODELS = {
     "activations",
     "annealing",
     "bounds",
     "checks",
+    "distribution",
     "flows",
     "importance",
     "kernels",
@@ -26,10 +27,11 @@ BELOW_MODELS = {
     "random",
     "transition_networks",
 }
-LIBRARY = BELOW_MODELS | DATA | {"models", "evaluation", "export", "files", "migrate"}
+LIBRARY = BELOW_MODELS | DATA | {"models", "evaluation", "export", "features", "files", "migrate"}
 COMMAND = {
     "building",
     "callbacks",
+    "cluster",
     "report",
     "runs",
     "scores",
@@ -40,10 +42,14 @@ COMMAND = {
 
 MAY_IMPORT = {
     "random": set(),
+    "distribution": set(),
     "likelihoods": {"random"},
     "checks": {"likelihoods"},
-    "sources": {"random"},
-    "datasets": {"random", "sources"},
+    "streams": {"random"},
+    "image_files": {"streams"},
+    "records": {"streams"},
+    "sources": {"image_files", "random", "records", "streams"},
+    "datasets": {"random", "records", "sources", "streams"},
     "activations": set(),
     "networks": {"activations", "checks"},
     "flows": {"checks", "random"},
@@ -53,6 +59,7 @@ MAY_IMPORT = {
     "kernels": {"annealing", "random"},
     "importance": {"annealing", "kernels", "random"},
     "models": BELOW_MODELS,
+    "features": {"models", "random"},
     "files": set(),
     "evaluation": BELOW_MODELS - {"networks"} | {"files", "models"},
     "export": BELOW_MODELS - {"networks"} | {"files", "models"},
@@ -151,6 +158,7 @@ def test_walk_sees_all_imports():
 
 
 OPTIONAL = {"tensorflow_datasets", "sklearn", "matplotlib", "PIL"}
+OPTIONAL |= {"ai_edge_litert", "onnx", "onnxruntime", "tf2onnx"}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tf_mcvae.cli import Parser, add_debug, answer_errors
+from tf_mcvae.cli import Parser, add_debug, answer_errors, leave
+from tf_mcvae.cluster import LostWorkerError, Worker, joined, this_worker
 from tf_mcvae.files import write_json
 from tf_mcvae.runs import RunFolder
 from tf_mcvae.settings import RunConfig, choice, integer, number, option, parse_bool
@@ -86,6 +87,14 @@ class EvaluationConfig:
         integer(1),
         "most draws or chains (images times those of each) in memory at a time; less of them show "
         "progress, and are kept by --checkpoint, more often (default: 5000 draws, 1600 chains)",
+    )
+
+    strategy: str = option(
+        "none",
+        ESTIMATES,
+        choice("none", "multiworker"),
+        "none, or multiworker: the processes that TF_CONFIG names share the images; each is given "
+        "the same command",
     )
 
     preset: str = option(
@@ -175,6 +184,7 @@ def _main(words: list[str]) -> int:
     name = given.pop("run")
     config = EvaluationConfig(**given)
     path, run = find_model(name, config)
+    this_worker(config.strategy)
     _check_outputs(config)
     _note_idle_flags(config, given)
     try:
@@ -185,6 +195,8 @@ def _main(words: list[str]) -> int:
             ending = f"go on with: {parser.prog} {shlex.join(words)}"
         print(f"\nInterrupted; {ending}", file=sys.stderr)
         return 130
+    except LostWorkerError as error:
+        leave(error)
     return 0
 
 
@@ -263,8 +275,15 @@ def _note_idle_flags(config: EvaluationConfig, given: dict[str, Any]) -> None:
 
 
 def _carry_out(path: pathlib.Path, run: RunConfig, config: EvaluationConfig) -> None:
+    with joined(config.strategy) as (worker, strategy):
+        _evaluate(path, run, config, worker, strategy)
+
+
+def _evaluate(
+    path: pathlib.Path, run: RunConfig, config: EvaluationConfig, worker: Worker, strategy: Any
+) -> None:
     # Only here, so that mistakes on the command line need not wait for TensorFlow.
-    from tf_mcvae import likelihoods, models, scores, training
+    from tf_mcvae import distribution, likelihoods, models, scores, training
 
     model = models.load_model(path)
     bernoulli = isinstance(model.likelihood, likelihoods.Bernoulli)
@@ -280,9 +299,11 @@ def _carry_out(path: pathlib.Path, run: RunConfig, config: EvaluationConfig) -> 
     }
     print(f"{path}: {type(model).__name__}, latent dimension {model.latent_dim}")
     print(scores.data_text(**data), flush=True)
-    results = estimate(model, images, config)
+    with distribution.scope(strategy):
+        results = estimate(model, images, config)
+        distribution.wait_for_all()
     print(f"\n{scores.report(results)}", flush=True)
-    if config.json is not None:
+    if config.json is not None and worker.is_chief:
         values = {
             "model": {"path": str(path), "class": type(model).__name__},
             "data": data,

@@ -4,6 +4,9 @@ Every function takes images as an array or a `tf.data.Dataset` of batches (`x` o
 from one seed, and returns a result that prints and turns to JSON. All estimates are in nats per
 example and are lower bounds in expectation, which tighten with their settings;
 `bidirectional_gap` says how far.
+
+Inside the scope of a `MultiWorkerMirroredStrategy` the workers share the examples; every one must
+call the same functions, and has the same results, those of one process but for rounding.
 """
 
 from tf_mcvae.evaluation.annealed import PRESETS, bidirectional_gap, estimate_log_likelihood

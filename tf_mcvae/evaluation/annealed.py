@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_mcvae import random
+from tf_mcvae import distribution, random
 from tf_mcvae.annealing import AnnealedPath, linear_temperatures, sigmoid_temperatures
 from tf_mcvae.bounds import standard_normal_log_prob
 from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.evaluation.chunks import (
     SEED_SPEC,
+    Progress,
     batches,
+    even_size,
     images_spec,
+    of_all_workers,
     score_in_chunks,
     start_progress,
 )
@@ -130,11 +133,10 @@ def estimate_log_likelihood(
     step_sizes = tf.constant(progress.constants["step_sizes"])
 
     def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
-        weights, accepted = anneal.forward(x, step_sizes, random.at_row(score_seed, first))
-        return np.asarray(weights, np.float64), len(x) * np.asarray(accepted, np.float64)
+        return _results(*anneal.forward(x, step_sizes, random.at_row(score_seed, first)))
 
-    weights, accepted = score_in_chunks(score, model, data, num_chains, chunk_size, progress)
-    return _summary(weights, accepted / weights.shape[1], settings)
+    results = score_in_chunks(score, model, data, num_chains, chunk_size, progress)
+    return _summary(*results, settings)
 
 
 def bidirectional_gap(
@@ -199,14 +201,20 @@ def bidirectional_gap(
     data_seed, pilot_seed, lower_seed, upper_seed = random.split(random.as_seed(seed), 4)
     pilot, _ = simulate(model, min(_PILOT_EXAMPLES, num_examples), random.at_row(data_seed, 0))
     step_sizes = anneal.step_sizes(pilot, pilot_seed)
-    size = max(1, chunk_size // num_chains)
-    lower, upper = [], []
-    for first in range(0, num_examples, size):
+    size = even_size(num_examples, max(1, chunk_size // num_chains))
+    rows: list[int] = []
+    runs = Progress(), Progress()
+    own = range(distribution.worker_index() * size, num_examples, distribution.num_workers() * size)
+    for first in own:
         count = min(size, num_examples - first)
         x, z = simulate(model, count, random.at_row(data_seed, first))
-        lower.append(anneal.forward(x, step_sizes, random.at_row(lower_seed, first)))
-        upper.append(anneal.backward(x, z, step_sizes, random.at_row(upper_seed, first)))
-    below, above = (_summary(*_joined(parts), settings) for parts in (lower, upper))
+        forward = anneal.forward(x, step_sizes, random.at_row(lower_seed, first))
+        backward = anneal.backward(x, z, step_sizes, random.at_row(upper_seed, first))
+        for run, results in zip(runs, (forward, backward), strict=True):
+            run.add(x, *_results(*results))
+        rows.extend(range(first, first + count))
+    joined = (of_all_workers(rows, run.columns, run.sums) for run in runs)
+    below, above = (_summary(*results, settings) for results in joined)
     above = _negated(above)
     gaps = above.per_example - below.per_example
     return BidirectionalGap(below, above, float(np.mean(gaps)), standard_error(gaps))
@@ -343,20 +351,19 @@ def _acceptance(state: Any, results: TransitionResults) -> tf.Tensor:
     return tf.reduce_mean(tf.cast(results.is_accepted, tf.float32))
 
 
-def _joined(parts: list[tuple[tf.Tensor, tf.Tensor]]) -> tuple[Array, Array]:
-    """Returns the log weights of all chunks, and the mean of their acceptance."""
-    weights = [np.asarray(weights, np.float64) for weights, _ in parts]
-    sizes = [columns.shape[1] for columns in weights]
-    accepted = np.average(np.stack([part for _, part in parts]), axis=0, weights=sizes)
-    return np.concatenate(weights, axis=1), accepted
+def _results(log_weights: tf.Tensor, acceptance: tf.Tensor) -> tuple[Array, Array]:
+    """Returns log weights `[S, n]` and the sums over the examples of the acceptance, `[T - 1]`."""
+    weights = np.asarray(log_weights, np.float64)
+    return weights, weights.shape[1] * np.asarray(acceptance, np.float64)
 
 
 def _summary(
-    log_weights: Array, acceptance: Array, settings: dict[str, Any]
+    log_weights: Array, accepted: Array, settings: dict[str, Any]
 ) -> LogLikelihoodEstimate:
     moments = Moments.of(log_weights)
     name = f"AIS-{settings['num_temperatures']}"
     values, variances = moments.log_mean, moments.log_mean_variance
+    acceptance = accepted / log_weights.shape[1]
     return summarise(name, values, variances, moments, settings, acceptance)
 
 

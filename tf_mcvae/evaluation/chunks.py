@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_mcvae import distribution
 from tf_mcvae.checks import check_not_empty, plain_errors
 from tf_mcvae.files import replacing
 from tf_mcvae.models import MonteCarloVAE
@@ -70,6 +71,8 @@ def score_in_chunks(
 ) -> tuple[Array, Array]:
     """Scores all examples, as many at a time as make `chunk_size` draws.
 
+    Workers of a strategy that is in force take turns with the chunks, and all have the results.
+
     Args:
         score: Scores a chunk.
         model: Checks the data.
@@ -82,17 +85,59 @@ def score_in_chunks(
         Columns `[R, N]` and sums `[T]` over all examples.
     """
     progress = progress or Progress()
-    first = 0
-    for x in batches(model, data, max(1, chunk_size // draws_per_example)):
-        last = first + len(x)
-        done = min(max(progress.num_done - first, 0), len(x))
+    size = max(1, chunk_size // draws_per_example)
+    rows: list[int] = []
+    for first, x in _own_chunks(model, data, size):
+        done = min(max(progress.num_done - len(rows), 0), len(x))
         progress.pass_over(x[:done])
         if done < len(x):
             columns, sums = score(x[done:], first + done)
             progress.add(x[done:], np.asarray(columns), np.asarray(sums))
-        first = last
+        rows.extend(range(first, first + len(x)))
     progress.finish()
-    return progress.columns, progress.sums
+    return of_all_workers(rows, progress.columns, progress.sums)
+
+
+def _own_chunks(model: MonteCarloVAE, data: Any, size: int) -> Iterator[tuple[int, tf.Tensor]]:
+    """Yields the chunks that are this worker's, each with the number of its first example."""
+    first, count, index = 0, distribution.num_workers(), distribution.worker_index()
+    if hasattr(data, "shape"):
+        size = even_size(len(data), size)
+    for number, x in enumerate(batches(model, data, size)):
+        if number % count == index:
+            yield first, x
+        first += len(x)
+
+
+def even_size(num_examples: int, size: int) -> int:
+    """Returns a size of chunks, at most `size`, of which each worker has about as many."""
+    count = distribution.num_workers()
+    turns = max(1, -(-num_examples // (size * count)))
+    return size if count == 1 else max(1, -(-num_examples // (turns * count)))
+
+
+def of_all_workers(rows: list[int], columns: Array, sums: Array) -> tuple[Array, Array]:
+    """Returns the results of all workers from those of each.
+
+    Args:
+        rows: The numbers of this worker's examples, n of them.
+        columns: Their results, `[R, n]`.
+        sums: Sums `[T]` over them.
+    """
+    if distribution.num_workers() == 1:
+        return columns, sums
+    table = _gather(np.concatenate([[rows], columns]).T)
+    table = table[np.argsort(table[:, 0])]
+    return table[:, 1:].T, np.sum(_gather(sums[np.newaxis]), axis=0)
+
+
+def _gather(table: Array) -> Array:
+    """Gathers rows; those of a worker that has none have no width either."""
+    width = int(np.max(distribution.gather(np.array([[table.shape[1]]]))))
+    if width == 0:
+        return table
+    missing = ((0, 0), (0, width - table.shape[1]))
+    return distribution.gather(np.pad(table, missing))
 
 
 class Progress:
@@ -199,13 +244,22 @@ def start_progress(
     settings: dict[str, Any],
     verbose: int,
 ) -> Progress:
-    """Returns the progress of an evaluation, from its file if there is one."""
+    """Returns the progress of an evaluation, from its file if there is one.
+
+    Of several workers each has a file of its own, and none shows a bar.
+    """
+    count, index = distribution.num_workers(), distribution.worker_index()
+    if count > 1:
+        settings, verbose = {**settings, "worker": [index, count]}, 0
+    if count > 1 and checkpoint is not None:
+        path = pathlib.Path(checkpoint)
+        checkpoint = path.with_name(f"{path.stem}-{index + 1}-of-{count}{path.suffix}")
     parts = hashlib.sha256(_json([type(model).__name__, settings]).encode())
     for weight in model.weights:
         if weight.name not in ("step", "test_step", "epoch"):  # Counters change nothing here.
             parts.update(np.ascontiguousarray(weight.numpy()).tobytes())
-    count = _count(model, data) if verbose else None
-    return Progress(checkpoint, parts.hexdigest(), count)
+    num_examples = _count(model, data) if verbose else None
+    return Progress(checkpoint, parts.hexdigest(), num_examples)
 
 
 def _json(values: Any) -> str:

@@ -8,10 +8,11 @@ import tensorflow as tf
 from tf_mcvae import random
 from tf_mcvae.annealing import AnnealedPath, get_schedule
 from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.distribution import all_sum, pooled_mean
 from tf_mcvae.importance import AnnealedSamples, TraceFn, annealed_importance_sampling
 from tf_mcvae.kernels import AnnealedKernel, MetropolisHastings, TransitionResults
 from tf_mcvae.models.base import MonteCarloVAE
-from tf_mcvae.models.step_size import StepSize
+from tf_mcvae.models.step_size import ADAPTED, StepSize
 
 
 class Transition(NamedTuple):
@@ -42,27 +43,49 @@ class TransitionStatistics(NamedTuple):
         log_choice_prob: `[K, S, B]`.
         score_std: Standard deviation over S and B of the score before the move, `[K, D]`.
         drift_error: `[K, S, B]`.
+        score_mean: Its mean over S and B, `[K, D]`.
     """
 
     is_accepted: tf.Tensor
     log_choice_prob: tf.Tensor
     score_std: tf.Tensor
     drift_error: tf.Tensor
+    score_mean: tf.Tensor
 
     @property
     def acceptance(self) -> tf.Tensor:
         """Mean acceptance of each transition, `[K]`."""
         return tf.reduce_mean(tf.cast(self.is_accepted, tf.float32), axis=[1, 2])
 
+    def pooled(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns acceptance and spread of the score over the whole batch, `[K]` and `[K, D]`.
+
+        On several replicas they are those of all of them.
+        """
+        if not tf.distribute.has_strategy():
+            return self.acceptance, self.score_std
+        count = tf.cast(tf.size(self.is_accepted[0]), tf.float32)
+        means = (self.acceptance, self.score_mean)
+        acceptance, mean = pooled_mean(means, count)
+        scatter = tf.math.multiply_no_nan(tf.square(self.score_std), tf.nn.relu(count - 1.0))
+        scatter += tf.math.multiply_no_nan(tf.square(self.score_mean - mean), count)
+        scatter, total = all_sum((scatter, count))
+        return acceptance, tf.sqrt(scatter / (total - 1.0))
+
 
 def trace_statistics(state: tf.Tensor, results: TransitionResults) -> TransitionStatistics:
     """Traces what the losses, the metrics and the step-size rules need of a transition."""
     del state
     count = tf.cast(tf.size(results.log_ratio), results.score.dtype)
-    centred = results.score - tf.reduce_mean(results.score, axis=[0, 1])
-    variance = tf.reduce_sum(tf.square(tf.stop_gradient(centred)), axis=[0, 1]) / (count - 1.0)
+    score = tf.stop_gradient(results.score)
+    mean = tf.reduce_mean(score, axis=[0, 1])
+    variance = tf.reduce_sum(tf.square(score - mean), axis=[0, 1]) / (count - 1.0)
     return TransitionStatistics(
-        results.is_accepted, results.log_choice_prob, tf.sqrt(variance), results.drift_error
+        results.is_accepted,
+        results.log_choice_prob,
+        tf.sqrt(variance),
+        results.drift_error,
+        mean,
     )
 
 
@@ -204,7 +227,8 @@ class AnnealedVAE(MonteCarloVAE):
 
     def adapt(self, adaptation: TransitionStatistics) -> None:
         """Applies the step-size rule."""
-        self.step_size.update(adaptation.acceptance, adaptation.score_std)
+        if self.step_size.rule in ADAPTED:
+            self.step_size.update(*adaptation.pooled())
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, layers serialised."""

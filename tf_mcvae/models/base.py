@@ -1,7 +1,6 @@
-"""What all models share: networks to densities, Keras' training loop, sampling, saving."""
+"""What all models share: networks to densities, sampling, saving."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
@@ -11,28 +10,11 @@ from tf_mcvae import likelihoods, random
 from tf_mcvae.annealing import AnnealedPath
 from tf_mcvae.bounds import iwae, standard_normal_log_prob
 from tf_mcvae.checks import check_positive_integer, check_seeds
-from tf_mcvae.models.checked import CheckedModel
+from tf_mcvae.models.training_loop import CALL_STREAM, Estimate, TrainingLoop
+
+__all__ = ["Estimate", "MonteCarloVAE", "diagonal_normal"]
 
 tfd = tfp.distributions
-
-# The streams of random numbers that a model draws from its one seed.
-TRAIN_STREAM, TEST_STREAM, CALL_STREAM = 0, 1, 2
-
-
-class Estimate(NamedTuple):
-    """One evaluation of a model's objective on a batch.
-
-    Attributes:
-        loss: What is minimised, `[B]`; its gradient is the estimator, its value may be no bound.
-        bound: The bound on `log p(x)` in nats, `[B]`.
-        metrics: Further scalars to show while training, by name.
-        adaptation: Statistics that step-size rules need; None where nothing adapts.
-    """
-
-    loss: tf.Tensor
-    bound: tf.Tensor
-    metrics: Mapping[str, tf.Tensor]
-    adaptation: Any = None
 
 
 def diagonal_normal(loc: tf.Tensor, scale: tf.Tensor) -> Any:
@@ -40,7 +22,7 @@ def diagonal_normal(loc: tf.Tensor, scale: tf.Tensor) -> Any:
     return tfd.Independent(tfd.Normal(loc, scale), 1)
 
 
-class MonteCarloVAE(CheckedModel):
+class MonteCarloVAE(TrainingLoop):
     """Base of the models: an encoder, a decoder, a likelihood, and a bound on `log p(x)`.
 
     The generative model is `p(x, z) = N(z; 0, I) p(x|z)`, the encoder's posterior
@@ -77,25 +59,7 @@ class MonteCarloVAE(CheckedModel):
         self.num_samples = num_samples
         self.seed = seed
         self._num_calls = 0
-        # Counts training steps, and the batches of one evaluation: with the seed, all that the
-        # random numbers depend on.
-        self.step = self._counter("step")
-        self.test_step_counter = self._counter("test_step")
-        self._trackers = {
-            name: keras.metrics.Mean(name=name) for name in ("loss", "bound", *self.metric_names())
-        }
-        self._grad_norm = keras.metrics.Mean(name="grad_norm")
-        self._clipped = keras.metrics.Sum(name="clipped")
-        self._skipped = keras.metrics.Sum(name="skipped")
-
-    def _counter(self, name: str) -> Any:
-        return self.add_weight(
-            shape=(), dtype="int32", initializer="zeros", trainable=False, name=name
-        )
-
-    def metric_names(self) -> tuple[str, ...]:
-        """Names of the metrics that `estimate` reports beside loss and bound."""
-        return ()
+        self._make_counters()
 
     # Networks to densities.
 
@@ -194,107 +158,6 @@ class MonteCarloVAE(CheckedModel):
             `[S, B]`, in nats.
         """
         raise NotImplementedError
-
-    def estimate(self, x: tf.Tensor, seed: tf.Tensor, training: bool) -> Estimate:
-        """Evaluates the objective on a batch."""
-        raise NotImplementedError
-
-    def adapt(self, adaptation: Any) -> None:
-        """Moves adapted quantities after a training step."""
-
-    # Keras' training loop.
-
-    def _step_seed(self, stream: int, counter: Any) -> tf.Tensor:
-        seed = random.fold_in(random.as_seed(self.seed), stream)
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return random.fold_in(random.fold_in(seed, replica), tf.convert_to_tensor(counter))
-
-    def train_step(self, data: Any) -> dict[str, Any]:
-        """Takes one optimizer step on a batch of `x`, `(x, y)` or `(x, y, sample_weight)`."""
-        x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
-        with tf.GradientTape() as tape:
-            estimate = self.estimate(x, self._step_seed(TRAIN_STREAM, self.step), training=True)
-            loss = self._reduce(estimate.loss, weight)
-            objective = self.optimizer.scale_loss(loss + sum(self.losses))
-        # What Keras multiplies the loss with in mixed float16; else 1.
-        scale = self.optimizer.scale_loss(tf.ones([]))
-        variables = self.trainable_variables
-        gradients = tape.gradient(objective, [variable.value for variable in variables])
-        norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients if g is not None])
-        self._update(gradients, variables, norm / scale)
-        self.adapt(estimate.adaptation)
-        self.step.assign_add(1)
-        shown = {metric.name: metric.result() for metric in self._gradient_metrics()}
-        return {**self._track(estimate, weight), **shown}
-
-    def _update(self, gradients: list[Any], variables: list[Any], norm: tf.Tensor) -> None:
-        """Applies the gradients unless their norm is too large, and counts what is done to them."""
-        self._grad_norm.update_state(norm)
-        if self._clip_norm() is not None:
-            self._clipped.update_state(norm > self._clip_norm())
-        if self.skip_gradient_norm is None:
-            self.optimizer.apply(gradients, variables)
-            return
-        is_small = norm < self.skip_gradient_norm  # False for NaN too.
-        self._skipped.update_state(tf.logical_not(is_small))
-
-        def apply() -> tf.Tensor:
-            self.optimizer.apply(gradients, variables)
-            return tf.constant(True)
-
-        tf.cond(is_small, apply, lambda: tf.constant(False))
-
-    def _clip_norm(self) -> float | None:
-        """Returns the norm to which the optimizer clips, if it does."""
-        # In mixed float16 Keras wraps the optimizer.
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        return getattr(optimizer, "global_clipnorm", None)
-
-    def _gradient_metrics(self) -> list[Any]:
-        """The gradient's norm, and the numbers of clipped and skipped updates where any can be."""
-        if not self.compiled:
-            return [self._grad_norm]
-        clipped = [self._clipped] if self._clip_norm() is not None else []
-        skipped = [self._skipped] if self.skip_gradient_norm is not None else []
-        return [self._grad_norm, *clipped, *skipped]
-
-    def test_step(self, data: Any) -> dict[str, Any]:
-        """Evaluates a batch. Nothing is learned or adapted, and the same call draws the same."""
-        x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
-        seed = self._step_seed(TEST_STREAM, self.test_step_counter)
-        estimate = self.estimate(x, seed, training=False)
-        self.test_step_counter.assign_add(1)
-        return self._track(estimate, weight)
-
-    def _reduce(self, values: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
-        """Averages over the batch, as Keras does: the sum of weighted values over their number."""
-        if weight is not None:
-            # A weight of shape [B, 1] would else be multiplied with each example's value.
-            values *= tf.reshape(tf.cast(weight, values.dtype), tf.shape(values))
-        return tf.reduce_mean(values)
-
-    def _track(self, estimate: Estimate, weight: tf.Tensor | None) -> dict[str, Any]:
-        """Updates the metrics; each is averaged over examples, whatever the batches' sizes."""
-        self._trackers["loss"].update_state(estimate.loss, sample_weight=weight)
-        self._trackers["bound"].update_state(estimate.bound, sample_weight=weight)
-        for name, value in estimate.metrics.items():
-            self._trackers[name].update_state(value)
-        return {name: tracker.result() for name, tracker in self._trackers.items()}
-
-    @property
-    def metrics(self) -> list[Any]:
-        """The metrics that are shown."""
-        # Without Keras' own loss tracker, which would be a second, empty `loss`.
-        return [*self._trackers.values(), *self._gradient_metrics()]
-
-    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Returns the mean loss and bound on held-out data; as `keras.Model.evaluate`.
-
-        The random numbers are the same at every call, so that epochs and checkpoints are compared
-        on equal draws.
-        """
-        self.test_step_counter.assign(0)
-        return super().evaluate(x, *args, **kwargs)
 
     # What users call.
 

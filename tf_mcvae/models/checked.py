@@ -1,11 +1,13 @@
 """Keras' entry points with checks of what is handed to them."""
 
+import contextlib
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_mcvae.checks import check_dataset, check_images, check_not_empty, plain_errors
+from tf_mcvae.distribution import check_distributed_compile
 from tf_mcvae.likelihoods import Likelihood
 
 
@@ -18,10 +20,18 @@ class CheckedModel(keras.Model):
     Attributes:
         likelihood: Says which values are possible.
         event_shape: Shape of one example, once the model is built.
+        is_distributed: Whether it was made inside `strategy.scope()`.
+        jit_in_replica: Whether XLA compiles the part of a step that is between the exchanges with
+            other replicas; on one device Keras compiles the whole step.
     """
 
     likelihood: Likelihood
     event_shape: tuple[Any, ...]
+    jit_in_replica = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.is_distributed = tf.distribute.has_strategy()
 
     def compile(
         self, optimizer: Any = "adam", skip_gradient_norm: float | None = None, **kwargs: Any
@@ -50,23 +60,47 @@ class CheckedModel(keras.Model):
                 "The model has a loss and metrics of its own: give `compile` an optimizer, without "
                 f"{' and '.join(given)}. Received: {given[0]}={kwargs[given[0]]!r}"
             )
-        super().compile(optimizer, **kwargs)
+        self.jit_in_replica = self.is_distributed and kwargs.get("jit_compile", "auto") is True
+        if self.jit_in_replica:
+            kwargs["jit_compile"] = False
+        with self._scope():
+            super().compile(optimizer, **kwargs)
         self.skip_gradient_norm = skip_gradient_norm
+        if self.is_distributed:
+            check_distributed_compile(self)
 
     def get_compile_config(self) -> Any:
         """Returns the arguments of `compile`."""
         config = super().get_compile_config()
-        return config and {**config, "skip_gradient_norm": self.skip_gradient_norm}
+        own = {"skip_gradient_norm": self.skip_gradient_norm} if config else {}
+        return config and {
+            **config,
+            **own,
+            **({"jit_compile": True} if self.jit_in_replica else {}),
+        }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as before saving."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.built:
-            self.optimizer.build(self.trainable_variables)
+        with self._scope():
+            self.compile(**keras.saving.deserialize_keras_object(config))
+            if self.built:
+                self.optimizer.build(self.trainable_variables)
+
+    def _scope(self) -> Any:
+        """Returns the scope of the strategy that the model was made in."""
+        return self.distribute_strategy.scope() if self.is_distributed else contextlib.nullcontext()
+
+    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
+        # Under a strategy Keras would read a batch, which a shuffled data set counts as an epoch.
+        if not self.is_distributed:
+            super()._maybe_symbolic_build(*args, **kwargs)
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains the model; as `keras.Model.fit`."""
         x = self.check_inputs(x)
+        if self.is_distributed and self.compiled and not self.optimizer.built:
+            with self._scope():
+                self.optimizer.build(self.trainable_variables)
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle one.
         if kwargs.get("validation_data") is not None:
@@ -145,5 +179,6 @@ class CheckedModel(keras.Model):
             self.require_built()
             return x
         if not self.built:
-            self.build((None, *event_shape))
+            with self._scope():
+                self.build((None, *event_shape))
         return x

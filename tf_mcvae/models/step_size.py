@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from tf_mcvae.kernels.adaptation import acceptance_update, variance_update
 
-RULES = ("fixed", "learned", "acceptance", "variance")
+ADAPTED = ("acceptance", "variance")
+RULES = ("fixed", "learned", *ADAPTED)
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")

@@ -1,0 +1,263 @@
+"""Keras' training loop: one step of training or evaluation, on one device or on several.
+
+On several replicas a step gives what one device gives on the whole batch: the gradients are those
+of the mean over the whole batch, its norm is that of their sum, and what is averaged over a batch
+is averaged over the whole one. Each example's random numbers belong to its number in the batch,
+however the batch is divided.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tf_mcvae import distribution, random
+from tf_mcvae.distribution import Share
+from tf_mcvae.models.checked import CheckedModel
+
+# The streams of random numbers that a model draws from its one seed.
+TRAIN_STREAM, TEST_STREAM, CALL_STREAM = 0, 1, 2
+
+
+class Estimate(NamedTuple):
+    """One evaluation of a model's objective on a batch.
+
+    Attributes:
+        loss: What is minimised, `[B]`; its gradient is the estimator, its value may be no bound.
+        bound: The bound on `log p(x)` in nats, `[B]`.
+        metrics: Further scalars to show while training, by name; means over the batch.
+        adaptation: Statistics that step-size rules need; None where nothing adapts.
+    """
+
+    loss: tf.Tensor
+    bound: tf.Tensor
+    metrics: Mapping[str, tf.Tensor]
+    adaptation: Any = None
+
+
+class TrainingLoop(CheckedModel):
+    """A model with the steps that `fit` and `evaluate` take, and the metrics that they show.
+
+    Attributes:
+        seed: Integer from which all random numbers are drawn.
+    """
+
+    seed: int
+    _evaluating = False
+
+    def _make_counters(self) -> None:
+        # Counts training steps, and the batches of one evaluation: with the seed, all that the
+        # random numbers depend on.
+        self.step = self._counter("step")
+        self.test_step_counter = self._counter("test_step")
+        self._trackers = {
+            name: keras.metrics.Mean(name=name) for name in ("loss", "bound", *self.metric_names())
+        }
+        self._grad_norm = keras.metrics.Mean(name="grad_norm")
+        self._clipped = keras.metrics.Sum(name="clipped")
+        self._skipped = keras.metrics.Sum(name="skipped")
+
+    def _counter(self, name: str) -> Any:
+        return self.add_weight(
+            shape=(), dtype="int32", initializer="zeros", trainable=False, name=name
+        )
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics that `estimate` reports beside loss and bound."""
+        return ()
+
+    # What a subclass defines.
+
+    def estimate(self, x: tf.Tensor, seed: tf.Tensor, training: bool) -> Estimate:
+        """Evaluates the objective on a batch."""
+        raise NotImplementedError
+
+    def adapt(self, adaptation: Any) -> None:
+        """Moves adapted quantities after a training step."""
+
+    # The steps.
+
+    def _step_seed(self, stream: int, counter: Any, share: Share | None = None) -> tf.Tensor:
+        # The zero keeps the numbers of one device what they have been.
+        seed = random.fold_in(random.fold_in(random.as_seed(self.seed), stream), 0)
+        seed = random.fold_in(seed, tf.convert_to_tensor(counter))
+        return seed if share is None else random.at_row(seed, share.first)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Takes one optimizer step on a batch of `x`, `(x, y)` or `(x, y, sample_weight)`."""
+        x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
+        share = distribution.share_of_batch(tf.shape(x)[0])
+        seed = self._step_seed(TRAIN_STREAM, self.step, share)
+        estimate, gradients = self._compiled(self._differentiate)(x, weight, seed, share)
+        gradients = distribution.all_sum_gradients(gradients)
+        # What Keras multiplies the loss with in mixed float16; else 1.
+        scale = self.optimizer.scale_loss(tf.ones([]))
+        norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients if g is not None])
+        self._update(gradients, norm / scale)
+        self.adapt(estimate.adaptation)
+        self.step.assign_add(1)
+        return self._logs({**self._track(estimate, weight, share), **self._shown()})
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Evaluates a batch. Nothing is learned or adapted, and the same call draws the same."""
+        x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
+        share = distribution.share_of_batch(tf.shape(x)[0])
+        seed = self._step_seed(TEST_STREAM, self.test_step_counter, share)
+        estimate = self._compiled(self._evaluate)(x, seed)
+        self.test_step_counter.assign_add(1)
+        return self._logs(self._track(estimate, weight, share))
+
+    def _differentiate(
+        self, x: tf.Tensor, weight: tf.Tensor | None, seed: tf.Tensor, share: Share | None
+    ) -> tuple[Estimate, list[Any]]:
+        """Returns the estimate, and what it adds to the gradient of the whole batch's loss."""
+        with tf.GradientTape() as tape:
+            estimate = self.estimate(x, seed, training=True)
+            loss = self._reduce(estimate.loss, weight, share)
+            # Every replica adds the losses of the weights, which are the same on all of them.
+            loss += sum(self.losses) / distribution.num_replicas()
+            objective = self.optimizer.scale_loss(loss)
+        variables = [variable.value for variable in self.trainable_variables]
+        return estimate, tape.gradient(objective, variables)
+
+    def _evaluate(self, x: tf.Tensor, seed: tf.Tensor) -> Estimate:
+        return self.estimate(x, seed, training=False)
+
+    def _reduce(
+        self, values: tf.Tensor, weight: tf.Tensor | None, share: Share | None = None
+    ) -> tf.Tensor:
+        """Averages over the batch, as Keras does: the sum of weighted values over their number.
+
+        Of a share, the sum over the replicas is the average.
+        """
+        if weight is not None:
+            # A weight of shape [B, 1] would else be multiplied with each example's value.
+            values *= tf.reshape(tf.cast(weight, values.dtype), tf.shape(values))
+        return tf.reduce_mean(values) if share is None else tf.reduce_sum(values) / share.total
+
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the function, under a strategy compiled by XLA if that is asked for."""
+        return tf.function(function, jit_compile=True) if self.jit_in_replica else function
+
+    # The update.
+
+    def _update(self, gradients: list[Any], norm: tf.Tensor) -> None:
+        """Applies the gradients unless their norm is too large, and counts what is done to them."""
+        # A sum is read as that of all replicas.
+        one = 1.0 / distribution.num_replicas()
+        self._grad_norm.update_state(norm)
+        if self._clip_norm() is not None:
+            self._clipped.update_state(one * tf.cast(norm > self._clip_norm(), tf.float32))
+        if self.skip_gradient_norm is None:
+            self._apply(gradients)
+            return
+        is_small = norm < self.skip_gradient_norm  # False for NaN too.
+        self._skipped.update_state(one * tf.cast(tf.logical_not(is_small), tf.float32))
+        self._apply_if(is_small, gradients)
+
+    def _apply(self, gradients: list[Any]) -> None:
+        """Hands the gradients to the optimizer, of which Keras' own sums those of all replicas."""
+        count = distribution.num_replicas()
+        if count > 1:
+            gradients = [g if g is None else g / count for g in self._clip(gradients)]
+        self.optimizer.apply(gradients, self.trainable_variables)
+
+    def _clip(self, gradients: list[Any]) -> list[Any]:
+        """Clips as the optimizer does, which under a strategy clips before it sums."""
+        scale = self.optimizer.scale_loss(tf.ones([]))
+        given = [g / scale for g in gradients if g is not None]
+        clipped = iter(self._inner_optimizer()._clip_gradients(given))
+        return [g if g is None else next(clipped) * scale for g in gradients]
+
+    def _apply_if(self, condition: tf.Tensor, gradients: list[Any]) -> None:
+        """Applies the gradients, or leaves weights and optimizer as they are."""
+        if not tf.distribute.has_strategy():
+
+            def apply() -> tf.Tensor:
+                self._apply(gradients)
+                return tf.constant(True)
+
+            tf.cond(condition, apply, lambda: tf.constant(False))
+            return
+        # Replicas must meet in an update, which they cannot in a branch: it is undone afterwards.
+        variables = [*self.trainable_variables, *self.optimizer.variables]
+        before = [tf.identity(variable.value) for variable in variables]
+        self._apply(gradients)
+        for variable, old in zip(variables, before, strict=True):
+            variable.assign(tf.where(condition, variable.value, old))
+
+    def _inner_optimizer(self) -> Any:
+        # In mixed float16 Keras wraps the optimizer.
+        return getattr(self.optimizer, "inner_optimizer", self.optimizer)
+
+    def _clip_norm(self) -> float | None:
+        """Returns the norm to which the optimizer clips, if it does."""
+        return getattr(self._inner_optimizer(), "global_clipnorm", None)
+
+    # The metrics.
+
+    def _gradient_metrics(self) -> list[Any]:
+        """The gradient's norm, and the numbers of clipped and skipped updates where any can be."""
+        if not self.compiled:
+            return [self._grad_norm]
+        clipped = [self._clipped] if self._clip_norm() is not None else []
+        skipped = [self._skipped] if self.skip_gradient_norm is not None else []
+        return [self._grad_norm, *clipped, *skipped]
+
+    def _shown(self) -> dict[str, Any]:
+        """Returns what `_update` has counted."""
+        shown = {metric.name: metric.result() for metric in self._gradient_metrics()}
+        # Of a count each replica has its part.
+        counts = {self._clipped.name, self._skipped.name}
+        number = distribution.num_replicas()
+        return {n: number * v if n in counts else v for n, v in shown.items()}
+
+    def _track(
+        self, estimate: Estimate, weight: tf.Tensor | None, share: Share | None = None
+    ) -> dict[str, Any]:
+        """Updates the metrics; each is averaged over examples, whatever the batches' sizes."""
+        examples = {"loss": estimate.loss, "bound": estimate.bound}
+        if share is not None:
+            # Each replica tracks what all of them have, and so shows it after every step.
+            examples, weight = distribution.weighted_mean(examples, weight)
+        for name, values in examples.items():
+            self._trackers[name].update_state(values, sample_weight=weight)
+        for name, value in distribution.mean_over_batch(dict(estimate.metrics), share).items():
+            self._trackers[name].update_state(value)
+        return {name: tracker.result() for name, tracker in self._trackers.items()}
+
+    def _logs(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """Returns a step's logs; on several workers only the loss.
+
+        Keras averages each of them over the workers, in a message of its own, and along an axis.
+        """
+        if not tf.distribute.has_strategy() or distribution.num_workers() == 1:
+            return logs
+        return {"loss": tf.reshape(logs["loss"], [1])}
+
+    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
+        # What Keras shows at the end of an epoch, and of an evaluation.
+        if not self.is_distributed:
+            return super()._get_metrics_result_or_logs(logs)
+        shown = self.get_metrics_result()
+        return {name: shown[name] for name in (self._trackers if self._evaluating else shown)}
+
+    @property
+    def metrics(self) -> list[Any]:
+        """The metrics that are shown."""
+        # Without Keras' own loss tracker, which would be a second, empty `loss`.
+        return [*self._trackers.values(), *self._gradient_metrics()]
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Returns the mean loss and bound on held-out data; as `keras.Model.evaluate`.
+
+        The random numbers are the same at every call, so that epochs and checkpoints are compared
+        on equal draws.
+        """
+        self.test_step_counter.assign(0)
+        self._evaluating = True
+        try:
+            return super().evaluate(x, *args, **kwargs)
+        finally:
+            self._evaluating = False
