@@ -10,6 +10,10 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "tf_mcvae/__init__.py").read_text("utf-8"), re.MULTILINE
 )
 
+ONNX = ["tf2onnx>=1.17,<2", "onnx>=1.18", "onnxruntime>=1.20"]
+TFLITE = ["ai-edge-litert>=2,<3"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", *ONNX, *TFLITE]
+
 setup(
     name="tf_mcvae",
     version=VERSION.group(1),
@@ -34,12 +38,15 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6"],
+        "test": TEST,
         # For clients of a server, and the tests of them.
         "serving": ["tensorflow-serving-api>=2.21,<2.22", "grpcio>=1.60"],
+        # For ONNX files; the second to run TFLite files where TensorFlow is not installed.
+        "onnx": ONNX,
+        "tflite": TFLITE,
         # What benchmarks/ compares with.
         "bench": ["torch>=2.6"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "mypy>=1.16", "types-setuptools"],
+        "dev": [*TEST, "ruff>=0.12", "mypy>=1.16", "types-setuptools"],
     },
     entry_points={
         "console_scripts": [

@@ -7,17 +7,19 @@ import argparse
 import dataclasses
 import datetime
 import difflib
+import os
 import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from tf_mcvae.cluster import LostWorkerError, this_worker
 from tf_mcvae.runs import RunFolder
 from tf_mcvae.settings import (
+    FREE_ON_RESUME,
     GROUP_MODELS,
     OUTPUT,
-    SCORING,
     SETTINGS,
     RunConfig,
     parse_bool,
@@ -156,7 +158,7 @@ def answer_errors(command: Callable[[list[str]], int], argv: Sequence[str] | Non
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return command(words)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         if "--debug" in words:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -175,6 +177,19 @@ def _main(words: list[str]) -> int:
     config = RunConfig(**given)
     _note_idle_flags(config, given)
     folder = RunFolder(pathlib.Path(config.output_dir) / (config.name or default_name(config)))
+    worker = this_worker(config.strategy)
+    if config.strategy == "multiworker":
+        if config.name is None:
+            raise ValueError(
+                "--strategy multiworker needs --name, the same for all workers. Received: no name"
+            )
+        if folder.metrics.exists():
+            print(f"{folder.path} is finished")
+            return 0
+    # A cluster's manager starts a lost worker by the same command, which then goes on.
+    goes_on = config.strategy == "multiworker" and folder.config.exists()
+    if goes_on or not worker.is_chief:
+        return _carry_out(config, folder, parser.prog)
     with folder.claimed():
         return _carry_out(config, folder, parser.prog)
 
@@ -187,13 +202,11 @@ def default_name(config: RunConfig) -> str:
 
 def _resumed_config(folder: RunFolder, given: dict[str, Any]) -> RunConfig:
     """Returns the settings of a run, with what may change when it goes on."""
-    free = {name for name, field in SETTINGS.items() if field.metadata["group"] == SCORING}
-    free |= {"data_dir", "export", "gpus"}
-    fixed = sorted(set(given) - free)
+    fixed = sorted(set(given) - FREE_ON_RESUME)
     if fixed:
         raise ValueError(
             "A run is resumed with the settings that it was started with; only those of scoring, "
-            "--export, --gpus and --data-dir can be given. "
+            "--export..., --gpus, --strategy and --data-dir can be given. "
             f"Received: --{', --'.join(name.replace('_', '-') for name in fixed)}"
         )
     return dataclasses.replace(folder.load_config(), **given)
@@ -224,7 +237,21 @@ def _carry_out(config: RunConfig, folder: RunFolder, prog: str) -> int:
         path = shlex.quote(str(folder.path))
         print(f"\nInterrupted. Go on with: {program} --resume {path}", file=sys.stderr)
         return 130
+    except LostWorkerError as error:
+        return leave(error)
     return 0
+
+
+def leave(error: LostWorkerError) -> NoReturn:
+    """Ends the process after the loss of another worker, with the exit code of EX_TEMPFAIL."""
+    print(
+        f"error: another worker is gone ({error}). Start all of them again by the same commands, "
+        "to go on from the last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    # TensorFlow would wait for the lost worker once more.
+    os._exit(os.EX_TEMPFAIL)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ class RunFolder:
         self.model = self.path / "model.keras"
         self.images = self.path / "images.png"
         self.serving = self.path / "serving"
+        self.onnx = self.path / "onnx"
+        self.tflite = self.path / "model.tflite"
 
     @classmethod
     def find(cls, name: str, output_dir: str) -> Self:

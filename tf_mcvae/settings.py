@@ -350,7 +350,17 @@ class RunConfig:
         None,
         TRAINING,
         integer(0),
-        "GPUs that TensorFlow sees, of which it uses the first; 0: none (default: all)",
+        "GPUs that TensorFlow sees, of which it uses the first, or with --strategy all; 0: none "
+        "(default: all)",
+    )
+    strategy: str = option(
+        "none",
+        TRAINING,
+        choice("none", "mirrored", "multiworker"),
+        "none: one device; mirrored: all GPUs of this machine; multiworker: all of the processes "
+        "that the environment variable TF_CONFIG names, which each are given the same flags, "
+        "--name among them, and go on with the run if they are started again; a batch is divided "
+        "among the devices",
     )
 
     score: bool = option(True, SCORING, parse_bool, "estimate the log-likelihood")
@@ -375,6 +385,12 @@ class RunConfig:
     )
     output_dir: str = option("saved_models", OUTPUT, str, "folder of the runs' folders")
     export: bool = option(True, OUTPUT, parse_bool, "write a SavedModel for TF Serving")
+    export_onnx: bool = option(
+        False, OUTPUT, parse_bool, "write ONNX files too, to onnx/ (takes the extra [onnx])"
+    )
+    export_tflite: bool = option(
+        False, OUTPUT, parse_bool, "write a TFLite file too, to model.tflite"
+    )
     logdir: str | None = option(
         None,
         OUTPUT,
@@ -403,3 +419,8 @@ class RunConfig:
 
 
 SETTINGS = {field.name: field for field in dataclasses.fields(RunConfig)}
+
+# What may change when a run is resumed.
+FREE_ON_RESUME = {"data_dir", "export", "export_onnx", "export_tflite", "gpus", "strategy"} | {
+    name for name, field in SETTINGS.items() if field.metadata["group"] == SCORING
+}

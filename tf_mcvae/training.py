@@ -5,6 +5,7 @@ import pathlib
 import platform
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 import tf_mcvae
-from tf_mcvae import datasets, evaluation
+from tf_mcvae import datasets, distribution, evaluation
 from tf_mcvae.building import build_model
 from tf_mcvae.callbacks import (
     Checkpoint,
@@ -24,49 +25,134 @@ from tf_mcvae.callbacks import (
     read_history,
     save_model,
 )
+from tf_mcvae.cluster import ALONE, Worker, joined
 from tf_mcvae.datasets import Data, DataSpec
 from tf_mcvae.evaluation import LogLikelihoodEstimate
+from tf_mcvae.export import check_onnx_packages, export_onnx, export_saved_model, export_tflite
 from tf_mcvae.files import replacing, write_json
 from tf_mcvae.models import MonteCarloVAE, load_model
 from tf_mcvae.report import draw_images
 from tf_mcvae.runs import RunFolder
-from tf_mcvae.settings import GROUP_MODELS, TRANSITIONS, RunConfig
+from tf_mcvae.settings import FREE_ON_RESUME, GROUP_MODELS, TRANSITIONS, RunConfig
 from tf_mcvae.tensorboard import TensorBoardLogger
 
 _NUM_SAMPLES = {"IWAE": 10, "A-MCVAE": 5}  # Of the others 1.
 _SCORED_PIXELS = 25_000  # By default; annealed importance sampling then takes about a minute.
 _CALIBRATION_SHARE = 4  # Images to calibrate anomaly scores with, for one that is scored.
+_LOCAL = ("data_dir", "gpus", "logdir", "output_dir")  # May differ from worker to worker.
 _PACKAGES = ("tensorflow", "keras", "tensorflow-probability", "numpy")
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
     """Trains a model, from its checkpoint if the folder has one, scores it and exports it.
 
+    Of several workers, each of which calls this, the chief alone reads and writes the folder.
+
     Args:
         config: The settings.
-        folder: Where to write; it exists.
+        folder: Where to write; it exists, or is not this worker's to write to.
+
+    Raises:
+        ImportError: If packages are missing that ONNX files take.
+        LostWorkerError: If another worker is gone.
     """
     show_gpus(config.gpus)
+    if config.export_onnx:
+        check_onnx_packages()  # Before the work, not after it.
+    with joined(config.strategy) as (worker, strategy):
+        _run(config, folder, worker, strategy)
+
+
+def _run(config: RunConfig, folder: RunFolder, worker: Worker, strategy: Any) -> None:
     keras.utils.set_random_seed(config.seed)
     config, data = load_data(config)
-    saved = load_model(folder.checkpoint) if folder.checkpoint.exists() else None
-    model = saved or build_model(config, data.spec, len(data.train))
-    write_json(folder.config, {"settings": asdict(config), "versions": versions()})
+    if worker.is_chief:
+        _check_same_settings(config, folder)
+    with distribution.scope(strategy):
+        _check_agreement(config)
+    model = _model(config, data, folder, worker, strategy)
+    if worker.is_chief:
+        write_json(folder.config, {"settings": asdict(config), "versions": versions()})
     print(describe(config, data.spec, model), flush=True)
-    training_seconds = train(config, model, data, folder)
+    training_seconds = train(config, model, data, folder, worker)
+    with distribution.scope(strategy):
+        scores = score(config, model, data) if config.score else {}
+    if worker.is_chief:
+        _write(config, model, data, folder, {"training": training_seconds}, scores)
+    with distribution.scope(strategy):
+        distribution.wait_for_all()
+
+
+def _check_same_settings(config: RunConfig, folder: RunFolder) -> None:
+    """Raises if the run that is gone on with was started with other settings."""
+    if not folder.config.exists():
+        return
+    saved, now = asdict(folder.load_config()), asdict(config)
+    other = sorted(name for name in set(now) - FREE_ON_RESUME if saved[name] != now[name])
+    if other:
+        raise ValueError(
+            "There is an interrupted run of this name with other settings: give the same ones, or "
+            "choose another --name. Received: "
+            + ", ".join(f"--{name.replace('_', '-')} {now[name]}" for name in other)
+        )
+
+
+def _check_agreement(config: RunConfig) -> None:
+    """Raises on all workers if they have different settings."""
+    common = {key: value for key, value in asdict(config).items() if key not in _LOCAL}
+    sums = distribution.gather(np.array([[zlib.crc32(repr(common).encode())]]))
+    if len(set(sums[:, 0])) > 1:
+        raise ValueError(
+            "The workers have different settings, or data of different sizes: start all of them by "
+            f"the same command. Received: {len(set(sums[:, 0]))} kinds of settings"
+        )
+
+
+def _model(
+    config: RunConfig, data: Data, folder: RunFolder, worker: Worker, strategy: Any
+) -> MonteCarloVAE:
+    """Returns the model of the checkpoint, if there is one, or a new one."""
+    has_checkpoint = worker.is_chief and folder.checkpoint.exists()
+    with distribution.scope(strategy):
+        if has_checkpoint and worker.count == 1:
+            return load_model(folder.checkpoint)
+        model = build_model(config, data.spec, len(data.train))
+        if worker.count == 1:
+            return model
+        # Workers make all variables in step, and so first the same model.
+        model.optimizer.build(model.trainable_variables)
+    if has_checkpoint:
+        model.load_weights(folder.checkpoint)  # Outside the scope, as it makes variables.
+    with distribution.scope(strategy):
+        distribution.broadcast([*model.weights, *model.optimizer.variables])
+    return model
+
+
+def _write(
+    config: RunConfig,
+    model: MonteCarloVAE,
+    data: Data,
+    folder: RunFolder,
+    seconds: dict[str, float],
+    scores: dict[str, Any],
+) -> None:
+    """Writes what a finished run leaves."""
     save_model(model, folder.model)
     with replacing(folder.images) as temporary:
         draw_images(model, next(iter(data.test)), temporary, seed=config.seed)
-    scores = score(config, model, data) if config.score else {}
     summary = {
         "epochs": config.epochs,
         "num_parameters": model.count_params(),
         "last_epoch": read_history(folder.history)[-1],
         "scores": scores,
-        "seconds": {"training": training_seconds},
+        "seconds": seconds,
     }
     if config.export:
         export(config, model, data, folder, summary)
+    if config.export_onnx:
+        export_onnx(model, folder.onnx, overwrite=True)
+    if config.export_tflite:
+        export_tflite(model, folder.tflite, overwrite=True)
     write_json(folder.metrics, summary)
     folder.checkpoint.unlink(missing_ok=True)
     print(f"Written to {folder.path}: {', '.join(folder.written())}", flush=True)
@@ -185,21 +271,27 @@ def describe(config: RunConfig, spec: DataSpec, model: MonteCarloVAE) -> str:
     )
 
 
-def train(config: RunConfig, model: MonteCarloVAE, data: Data, folder: RunFolder) -> float:
+def train(
+    config: RunConfig,
+    model: MonteCarloVAE,
+    data: Data,
+    folder: RunFolder,
+    worker: Worker = ALONE,
+) -> float:
     """Trains up to the last epoch, from the epoch that the model has reached.
 
     Returns:
         The seconds that it took.
     """
     # The checkpoint itself knows how far it is, so that no other file can disagree with it.
-    epoch = int(model.step) // len(data.train)
+    epoch = int(model.step.numpy()) // len(data.train)
     if epoch:
         print(f"Resuming after epoch {epoch} of {config.epochs}", flush=True)
     datasets.skip_epochs(data.train, epoch)
     start = time.perf_counter()
     model.fit(
-        data.train,
-        validation_data=data.validation,
+        distribution.by_examples(data.train),
+        validation_data=distribution.by_examples(data.validation),
         initial_epoch=epoch,
         epochs=config.epochs,
         shuffle=False,  # The dataset does that.
@@ -207,12 +299,18 @@ def train(config: RunConfig, model: MonteCarloVAE, data: Data, folder: RunFolder
         callbacks=[
             EpochLine(),
             StopOnNonFinite(),
-            HistoryWriter(folder.history, epoch),
-            *_tensorboard(config, data, folder),
-            Checkpoint(folder.checkpoint),
+            *(_writers(config, data, folder, epoch) if worker.is_chief else []),
         ],
     )
     return time.perf_counter() - start
+
+
+def _writers(config: RunConfig, data: Data, folder: RunFolder, epoch: int) -> list[Any]:
+    return [
+        HistoryWriter(folder.history, epoch),
+        *_tensorboard(config, data, folder),
+        Checkpoint(folder.checkpoint),
+    ]
 
 
 def _tensorboard(config: RunConfig, data: Data, folder: RunFolder) -> list[Any]:
@@ -230,8 +328,6 @@ def export(
     summary: dict[str, Any],
 ) -> None:
     """Writes the SavedModel for TF Serving as the next version, with what is known of the run."""
-    from tf_mcvae.export import export_saved_model
-
     # Held-out images: those of the test split have been looked at for the scores.
     count = _CALIBRATION_SHARE * (config.score_examples or data.spec.num_test)
     ordinary = data.validation.unbatch().take(count).batch(1000)

@@ -1,6 +1,14 @@
-"""Export for serving: a SavedModel with named signatures that needs nothing but TensorFlow."""
+"""Export: a SavedModel for servers, which needs nothing but TensorFlow; ONNX and TFLite files."""
 
 from tf_mcvae.export.graphs import check_servable
 from tf_mcvae.export.saved_model import export_saved_model
+from tf_mcvae.export.to_onnx import check_onnx_packages, export_onnx
+from tf_mcvae.export.to_tflite import export_tflite
 
-__all__ = ["check_servable", "export_saved_model"]
+__all__ = [
+    "check_onnx_packages",
+    "check_servable",
+    "export_onnx",
+    "export_saved_model",
+    "export_tflite",
+]

@@ -1,7 +1,8 @@
-"""The check that a graph holds nothing that a server cannot run."""
+"""Checks that a graph holds nothing that a server, or another runtime, cannot run."""
 
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +13,17 @@ from tensorflow.core.protobuf import saved_model_pb2
 _PYTHON_OPS = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
 # Marks what `jit_compile=True` was asked of. TensorFlow Serving has XLA switched off on CPUs.
 _XLA_MARK = "_XlaMustCompile"
-_NO_PYTHON = (
-    "A server has no Python: write with TensorFlow operations what calls `tf.py_function` or "
-    "`tf.numpy_function`."
+_RANDOM = re.compile(
+    "Random|Rng|Multinomial|TruncatedNormal|StatefulUniform|StatefulStandardNormal"
 )
-_NO_XLA = "A server compiles nothing with XLA: do without `jit_compile=True` in the networks."
+_NO_PYTHON = (
+    "A server has no Python, nor has another runtime: write with TensorFlow operations what calls "
+    "`tf.py_function` or `tf.numpy_function`."
+)
+_NO_XLA = (
+    "A server or another runtime compiles nothing with XLA: do without `jit_compile=True` in the "
+    "networks."
+)
 
 
 def check_servable(model: Any, allow_xla: bool = False) -> None:
@@ -49,6 +56,26 @@ def check_servable(model: Any, allow_xla: bool = False) -> None:
     for where, _, marks in bodies:
         if marks[_XLA_MARK].b and not allow_xla:
             raise ValueError(f"{_NO_XLA} Received: {_XLA_MARK!r} on function {where!r}")
+
+
+def check_portable(function: Any) -> None:
+    """Checks that nothing in a graph is bound to TensorFlow: Python code, XLA, random numbers.
+
+    Args:
+        function: A concrete function.
+
+    Raises:
+        ValueError: If there is such an operation; the message names it.
+    """
+    check_servable(function)
+    for where, nodes, _ in (body for found in _graph_defs(function) for body in _bodies(*found)):
+        for node in nodes:
+            if _RANDOM.search(node.op):
+                raise ValueError(
+                    "Random numbers can be drawn in TensorFlow alone: outside of training let the "
+                    "networks be functions of their inputs. "
+                    f"Received: op {node.op!r} (node {node.name!r} in {where!r})"
+                )
 
 
 def _graph_defs(model: Any) -> list[tuple[str, Any]]:

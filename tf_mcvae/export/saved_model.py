@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.export.arguments import cannot_be_written, check_model, check_path
 from tf_mcvae.export.card import CARD, README, model_card, write_card
 from tf_mcvae.export.graphs import check_servable
 from tf_mcvae.export.signatures import Options, Signatures
@@ -127,14 +128,11 @@ def export_saved_model(
         >>> served.signatures["generate"](seed=tf.constant([[1, 2], [3, 4]]))["image"].shape
         TensorShape([2, 8, 8, 1])
     """
-    if not isinstance(model, MonteCarloVAE):
-        raise TypeError(f"`model` must be a tf_mcvae model. Received: {type(model).__name__}")
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"`path` must be the path of a folder. Received: path={path!r}")
+    check_model(model)
+    check_path(path, "folder")
     options = Options(num_samples, chunk_size, pixel_range, jit_compile)
     _check_options(options)
     _check_sections(card or {})
-    model.require_built()
     if calibration is not None:
         _check_calibration(model, calibration)
     target = _target(pathlib.Path(path), version)
@@ -189,7 +187,7 @@ def _target(base: pathlib.Path, version: int | None) -> pathlib.Path:
     try:
         names = [child.name for child in base.iterdir()] if base.exists() else []
     except OSError as error:
-        raise ValueError(_cannot_be_written(base, error)) from error
+        raise ValueError(cannot_be_written(base, error)) from error
     # As TensorFlow Serving reads names: `007` is version 7.
     taken = {int(name) for name in names if name.isdecimal()}
     if version in taken:
@@ -248,8 +246,4 @@ def _write(
             with replacing(target.parent / name) as temporary:
                 shutil.copyfile(target / name, temporary)
     except (OSError, tf.errors.OpError) as error:
-        raise ValueError(_cannot_be_written(target, error)) from error
-
-
-def _cannot_be_written(path: pathlib.Path, error: Exception) -> str:
-    return f"The model could not be written here: {error}. Received: {str(path)!r}"
+        raise ValueError(cannot_be_written(target, error)) from error
