@@ -49,6 +49,29 @@ def test_compare_runs(tmp_path, monkeypatch, capsys):
         assert ("0.000 ± 0.000" in printed) is zero
 
 
+def run_example(name, capsys):
+    capsys.readouterr()
+    runpy.run_path(str(ROOT / "examples" / name))
+    return capsys.readouterr().out
+
+
+def test_pipelines(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    printed = run_example("pipelines.py", capsys)
+    assert "297 draws from the posterior of 8 latents" in printed
+    assert "the same numbers is True" in printed
+    assert float(printed.split()[-1]) < 1e-4
+
+
+def test_transfer_learning(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    printed = run_example("transfer_learning.py", capsys)
+    frozen, tuned, _ = map(int, re.findall(r"(\d+)%", printed))
+    # Guessing is right for a tenth.
+    assert min(frozen, tuned) > 60
+    assert printed.endswith("answers the same: True\n")
+
+
 def test_readme_names_every_signature_that_is_exported():
     for name in ("encode", "posterior_sample", "decode", "reconstruct", "generate"):
         assert f"`{name}`" in README

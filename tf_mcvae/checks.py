@@ -17,6 +17,8 @@ _FLOATS = (
 )
 _REFUSED = re.compile(
     r"The \w+ likelihood needs .*Received: a batch with values from \S+ to [^\]\s]+"
+    # Of images that are read when they are needed.
+    r"|(?:This image cannot|Images must have|Other images here)[^\]]*Received: [^\]]*"
 )
 
 
@@ -33,6 +35,12 @@ def check_seeds(seed: tf.Tensor, num_rows: int | None) -> None:
             f"There must be a seed for each of the {num_rows} rows, or one for all of them. "
             f"Received: seeds of shape {seed.shape}"
         )
+
+
+def check_floats(dtype: tf.DType) -> None:
+    """Raises unless examples of a data set or a graph have a floating-point `dtype`."""
+    if not dtype.is_floating:
+        raise TypeError(f"{_FLOATS} Received: tensors of {dtype.name}")
 
 
 def check_images(x: Any, likelihood: Likelihood, event_shape: tuple[int, ...] | None) -> None:
@@ -86,8 +94,7 @@ def check_dataset(
             "A data set must give batches of x, (x, y) or (x, y, sample_weight), x being a tensor. "
             f"Received: elements {dataset.element_spec}"
         )
-    if not spec.dtype.is_floating:
-        raise TypeError(f"{_FLOATS} Received: a data set of {spec.dtype.name}")
+    check_floats(spec.dtype)
     _check_shape(spec.shape, event_shape)
     if dataset.cardinality() == 0:
         raise ValueError("The data set must give at least one batch. Received: an empty data set")
@@ -120,7 +127,8 @@ def plain_errors() -> Iterator[None]:
         refused = _REFUSED.search(str(error))
         if refused is None:
             raise
-        raise ValueError(refused.group()) from error
+        # TensorFlow escapes quotation marks.
+        raise ValueError(refused.group().replace("\\'", "'")) from error
 
 
 def _check_shape(shape: tf.TensorShape, event_shape: tuple[int, ...] | None) -> None:

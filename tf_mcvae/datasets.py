@@ -13,22 +13,20 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tf_mcvae.random import as_seed, fold_in, split, uniform
+from tf_mcvae.records import SPLITS, write_records
 from tf_mcvae.sources import (
-    FIXED_SEED,
     NAMES,
-    SPLITS,
     Images,
-    Size,
     examples,
     hold_out,
     map_images,
     read_source,
 )
+from tf_mcvae.streams import FIXED_SEED, Size, Stream
 
-__all__ = ["NAMES", "Data", "DataSpec", "load", "skip_epochs"]
+__all__ = ["NAMES", "Data", "DataSpec", "load", "skip_epochs", "write_records"]
 
 _TEST_FRACTION = 0.1
-_STREAM_BUFFER = 8192  # Streamed images that are shuffled together: 100 MB at 64x64x3.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +85,14 @@ def load(
     - a `.npy` file, or a `.npz` file with the keys `x`, or `train` and optionally `validation` and
       `test`, or `x_train` and optionally `x_validation` and `x_test`;
     - a folder of PNG, JPEG or BMP images, searched with its subfolders, or one that holds such
-      folders `train/` and optionally `validation/` and `test/` (images beside these are not read).
+      folders `train/` and optionally `validation/` and `test/` (images beside these are not read);
+    - a folder of TFRecord files, from `write_records` or others with a feature `"image"`, whose
+      split is in their names or that of their folder; or a TFDS data set's (with
+      `dataset_info.json`).
+
+    Folders of which the images would take more than 256 MB are not held in memory: files are read,
+    and records shuffled in a buffer, as batches are made. All of a folder's images must then have
+    the number of channels that the first ones have. `docs/data.md` says more, and measures it.
 
     A source without a validation split gives `validation_fraction` of its training examples, never
     of the test split; one without a test split first gives a tenth. Which examples those are, and
@@ -208,8 +213,12 @@ def _complete(found: Mapping[str, Images], validation_fraction: float) -> dict[s
     return splits
 
 
+def _image_shape(images: Images) -> tuple[int, ...]:
+    return tuple(images.element_spec.shape if isinstance(images, Stream) else images.shape[1:])
+
+
 def _common_shape(splits: Mapping[str, Images]) -> tuple[int, ...]:
-    shapes = {part: tuple(examples(images).element_spec.shape) for part, images in splits.items()}
+    shapes = {part: _image_shape(images) for part, images in splits.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(
             "All splits must have images of one shape [H, W, C]; `image_size` makes height and "
@@ -240,12 +249,17 @@ def _evaluation_batches(images: Images, batch_size: int) -> Any:
     return batches.map(_to_unit, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
+def _shuffled(images: Images, seed: int) -> Any:
+    """Returns a tf.data.Dataset of the single images, in a new order at every pass."""
+    if isinstance(images, Stream):
+        return images.shuffled(seed)
+    return examples(images).shuffle(len(images), seed=seed, reshuffle_each_iteration=True)
+
+
 def _training_batches(images: Images, batch_size: int, dynamic: bool, key: tf.Tensor) -> Any:
     num = len(images)
     order_seed, draw_seed = (int(seed[0]) for seed in split(key))
-    buffer = num if isinstance(images, np.ndarray) else min(num, _STREAM_BUFFER)
-    batches = examples(images).shuffle(buffer, seed=order_seed, reshuffle_each_iteration=True)
-    batches = batches.batch(batch_size, drop_remainder=num > batch_size)
+    batches = _shuffled(images, order_seed).batch(batch_size, drop_remainder=num > batch_size)
     if dynamic:
         seeds = tf.data.Dataset.random(seed=draw_seed, rerandomize_each_iteration=True).batch(2)
         batches = tf.data.Dataset.zip(batches, seeds).map(
@@ -257,5 +271,6 @@ def _training_batches(images: Images, batch_size: int, dynamic: bool, key: tf.Te
     # Keras's `fit` opens two iterators an epoch and reads one. Shuffling moves on when an iterator
     # is opened; behind `flat_map` that is when it is first read, which is once an epoch.
     on_demand = tf.data.Dataset.range(1).flat_map(lambda _: batches)
-    counted = on_demand.apply(tf.data.experimental.assert_cardinality(len(batches)))
+    num_batches = max(1, num // batch_size)
+    counted = on_demand.apply(tf.data.experimental.assert_cardinality(num_batches))
     return counted.prefetch(tf.data.AUTOTUNE)

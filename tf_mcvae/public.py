@@ -10,7 +10,8 @@ from tf_mcvae.evaluation import (
     estimate_log_likelihood,
     latent_statistics,
 )
-from tf_mcvae.export import export_saved_model
+from tf_mcvae.export import export_onnx, export_saved_model, export_tflite
+from tf_mcvae.features import EncoderFeatures
 from tf_mcvae.flows import BNAF, IAF, Flow, FlowStack, RealNVP
 from tf_mcvae.likelihoods import Bernoulli, Gaussian, Likelihood
 from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, FlowVAE, MonteCarloVAE, StepSize, load_model
@@ -28,6 +29,7 @@ __all__ = [
     "Bernoulli",
     "Decoder",
     "Encoder",
+    "EncoderFeatures",
     "Flow",
     "FlowStack",
     "FlowVAE",
@@ -50,7 +52,9 @@ __all__ = [
     "estimate_iwae",
     "estimate_log_likelihood",
     "evaluation",
+    "export_onnx",
     "export_saved_model",
+    "export_tflite",
     "importance",
     "kernels",
     "latent_statistics",

@@ -168,7 +168,7 @@ class RunConfig:
         DATA,
         str,
         "digits, mnist, fashionmnist, binarized_mnist, omniglot, cifar or celeba; or a .npy or "
-        ".npz file or a folder of images",
+        ".npz file, or a folder of images or TFRecords",
     )
     data_dir: str | None = option(
         None, DATA, str, "folder of prepared TFDS data (default: TFDS_DATA_DIR, or TFDS's own)"

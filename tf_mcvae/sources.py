@@ -12,27 +12,28 @@ import threading
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tf_mcvae.image_files import Files
 from tf_mcvae.random import as_seed, fold_in, uniform
+from tf_mcvae.records import SPLITS, TFDS_INFO, read_records, tfds_shards
+from tf_mcvae.streams import FIXED_SEED, Size, Stream, resize
 
-# Splits, and draws that are the same in every run, hang on this and not on the user's seed.
-FIXED_SEED = 20210718
-SPLITS = ("train", "validation", "test")
 _NPZ_KEYS = (("x", "", ""), SPLITS, ("x_train", "x_validation", "x_test"))
 _DIGITS_TEST = 297
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+# Images of a folder that take more, as `uint8` in their final size, are read when they are needed.
+_MOST_HELD_BYTES = 2**28
 _CONNECT_SECONDS = 5.0
 
-# The images of one split: an array [N, H, W, C] of bool, uint8 or float32, or a tf.data.Dataset of
-# tensors [H, W, C] where they are too many to be held in memory.
+# The images of one split: an array [N, H, W, C] of bool, uint8 or float32, or a `Stream` where they
+# are too many to be held in memory.
 Images = Any
-Size = tuple[int, int] | None
 
 
 class _Entry(NamedTuple):
@@ -74,7 +75,9 @@ def read_source(
     if isinstance(source, str | os.PathLike):
         path = pathlib.Path(source)
         splits = _read_folder(path, size) if path.is_dir() else _read_file(path, size)
-        return path.stem, None, splits
+        # TFDS calls the folder by the version, and the one around it by the name.
+        named = path.resolve().parent if (path / TFDS_INFO).exists() else path
+        return named.stem, None, splits
     if isinstance(source, np.ndarray):
         return "array", None, _resized({"train": _as_pixels(source, "array")}, size)
     raise TypeError(
@@ -142,39 +145,62 @@ def _as_pixels(array: NDArray[Any], label: str) -> NDArray[Any]:
 
 
 def _read_folder(folder: pathlib.Path, size: Size) -> dict[str, Images]:
+    streams = read_records(folder, size)
+    if streams:
+        _check_parts(streams, folder)
+        return {part: _held_if_small(stream) for part, stream in streams.items()}
     parts = {part: folder / part for part in SPLITS if (folder / part).is_dir()}
     parts = parts or {"train": folder}
+    _check_parts(parts, folder)
+    return {part: _read_images(path, size) for part, path in parts.items()}
+
+
+def _check_parts(parts: Mapping[str, Any], folder: pathlib.Path) -> None:
     if "train" not in parts:
         raise ValueError(
             f"A folder that holds {'/ and '.join(parts)}/ must hold train/ too. "
             f"Received: {str(folder)!r}"
         )
-    return {part: _read_images(path, size) for part, path in parts.items()}
 
 
-def _read_images(folder: pathlib.Path, size: Size) -> NDArray[np.uint8]:
+def _held_if_small(stream: Stream) -> Images:
+    return stream if stream.num_bytes > _MOST_HELD_BYTES else _in_memory(stream.images())
+
+
+def _read_images(folder: pathlib.Path, size: Size) -> Images:
     """Returns the images below a folder in the order of their paths."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
-    if not files:
-        raise ValueError(f"No {', '.join(_IMAGE_SUFFIXES)} in folder. Received: {str(folder)!r}")
-    images = [_decode(path, size) for path in files]
+    files = Files(folder, _IMAGE_SUFFIXES)
+    if not len(files):
+        raise ValueError(
+            f"No {', '.join(_IMAGE_SUFFIXES)} or .tfrecord in folder. Received: {str(folder)!r}"
+        )
+    stream = Stream.open(files, size)
+    if stream.num_bytes > _MOST_HELD_BYTES:
+        return stream
+    paths = [os.fsdecode(files.path(number).numpy()) for number in range(len(files))]
+    return _read_all(paths, size)
+
+
+def _read_all(paths: Sequence[str], size: Size) -> NDArray[np.uint8]:
+    """Returns images that are few enough to be held; one in colour makes all of them so."""
+    images = [_decode(path, size) for path in paths]
     channels = max(image.shape[-1] for image in images)
     shape = (*images[0].shape[:2], channels)
-    for path, image in zip(files, images, strict=True):
+    for path, image in zip(paths, images, strict=True):
         if image.shape[:2] != shape[:2]:
             raise ValueError(
                 "Images must have one size; give `image_size` to resize them. Received: "
-                f"{shape[:2]} in {str(files[0])!r} and {image.shape[:2]} in {str(path)!r}"
+                f"{shape[:2]} in {paths[0]!r} and {image.shape[:2]} in {path!r}"
             )
     return np.stack([np.broadcast_to(image, shape) for image in images])
 
 
-def _decode(path: pathlib.Path, size: Size) -> NDArray[np.uint8]:
+def _decode(path: str, size: Size) -> NDArray[np.uint8]:
     try:
-        image = tf.io.decode_image(tf.io.read_file(str(path)), expand_animations=False)
+        image = tf.io.decode_image(tf.io.read_file(path), expand_animations=False)
     except tf.errors.InvalidArgumentError as error:
-        raise ValueError(f"This image cannot be decoded. Received: {str(path)!r}") from error
-    return _resize(image[..., : 1 if image.shape[-1] < 3 else 3], size).numpy()  # No alpha channel.
+        raise ValueError(f"This image cannot be decoded. Received: {path!r}") from error
+    return resize(image[..., : 1 if image.shape[-1] < 3 else 3], size).numpy()  # No alpha channel.
 
 
 def _read_tfds(entry: _Entry, size: Size, data_dir: Any) -> dict[str, Images]:
@@ -185,13 +211,14 @@ def _read_tfds(entry: _Entry, size: Size, data_dir: Any) -> dict[str, Images]:
     builder = tfds.builder(entry.tfds_name, data_dir=data_dir)
     if not builder.is_prepared():
         _download(builder, data_dir)
+    if entry.streamed:
+        size = size or entry.image_size
+        return {part: Stream.open(found, size) for part, found in tfds_shards(builder).items()}
     config = tfds.ReadConfig(try_autocache=False, skip_prefetch=True)
-    workers = tf.data.AUTOTUNE if entry.streamed else None  # They cost more than small images do.
 
     def read(part: str) -> Images:
         stored = builder.as_dataset(split=part, shuffle_files=False, read_config=config)
-        images = stored.map(lambda x: _prepare(x["image"], entry, size), workers)
-        return images if entry.streamed else _in_memory(images)
+        return _in_memory(stored.map(lambda x: _prepare(x["image"], entry, size)))
 
     return {part: read(part) for part in SPLITS if entry.has_validation or part != "validation"}
 
@@ -202,7 +229,7 @@ def _prepare(image: tf.Tensor, entry: _Entry, size: Size) -> tf.Tensor:
         image = 255 - image[..., :1]
     if entry.binary:
         image = tf.cast(image, tf.bool)
-    return _resize(image, size or entry.image_size)
+    return resize(image, size or entry.image_size)
 
 
 def _download(builder: Any, data_dir: Any) -> None:
@@ -247,6 +274,8 @@ def _answers(host: str, port: int) -> bool:
 
 def hold_out(images: Images, count: int, key: int) -> tuple[Images, Images]:
     """Returns the images without `count` of them, and these, chosen once and for all."""
+    if isinstance(images, Stream):
+        return images.hold_out(count)
     draws = uniform([len(images)], fold_in(as_seed(FIXED_SEED), key)).numpy()
     order = np.argsort(draws, kind="stable")
     return images[np.sort(order[count:])], images[np.sort(order[:count])]
@@ -254,8 +283,9 @@ def hold_out(images: Images, count: int, key: int) -> tuple[Images, Images]:
 
 def examples(images: Images) -> Any:
     """Returns a tf.data.Dataset of the single images."""
-    in_memory = isinstance(images, np.ndarray)
-    return tf.data.Dataset.from_tensor_slices(images) if in_memory else images
+    if isinstance(images, Stream):
+        return images.images()
+    return tf.data.Dataset.from_tensor_slices(images)
 
 
 def _in_memory(dataset: Any) -> NDArray[Any]:
@@ -265,31 +295,13 @@ def _in_memory(dataset: Any) -> NDArray[Any]:
 
 def map_images(images: Images, function: Callable[[Any, Any], Any]) -> Images:
     """Applies `function(index, image)`; what is in memory stays there."""
+    if isinstance(images, Stream):
+        return images.map(function)
     mapped = examples(images).enumerate().map(function, num_parallel_calls=tf.data.AUTOTUNE)
-    return _in_memory(mapped) if isinstance(images, np.ndarray) else mapped
+    return _in_memory(mapped)
 
 
 def _resized(splits: Mapping[str, Images], size: Size) -> dict[str, Images]:
     if size is None:
         return dict(splits)
-    return {
-        part: map_images(x, lambda _, image: _resize(image, size)) for part, x in splits.items()
-    }
-
-
-def _resize(image: tf.Tensor, size: Size) -> tf.Tensor:
-    """Crops `[H, W, C]` centrally to the aspect ratio of `size` and resizes it to that.
-
-    Shrinking averages areas, so that thin strokes stay; enlarging is bilinear.
-    """
-    height, width = image.shape[:2]
-    if size is None or (height, width) == size:
-        return image
-    scale = min(height / size[0], width / size[1])
-    rows, columns = max(1, round(scale * size[0])), max(1, round(scale * size[1]))
-    image = tf.image.resize_with_crop_or_pad(image, rows, columns)
-    method = "area" if scale > 1.0 else "bilinear"
-    resized = tf.image.resize(tf.cast(image, tf.float32), size, method)
-    if image.dtype == tf.uint8:
-        return tf.cast(tf.round(resized), tf.uint8)
-    return tf.clip_by_value(resized, 0.0, 1.0)  # An average may be off by a rounding error.
+    return {part: map_images(x, lambda _, image: resize(image, size)) for part, x in splits.items()}

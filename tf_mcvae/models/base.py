@@ -9,7 +9,7 @@ import tensorflow_probability as tfp
 from tf_mcvae import likelihoods, random
 from tf_mcvae.annealing import AnnealedPath
 from tf_mcvae.bounds import iwae, standard_normal_log_prob
-from tf_mcvae.checks import check_positive_integer, check_seeds
+from tf_mcvae.checks import check_floats, check_positive_integer, check_seeds
 from tf_mcvae.models.training_loop import CALL_STREAM, Estimate, TrainingLoop
 
 __all__ = ["Estimate", "MonteCarloVAE", "diagonal_normal"]
@@ -20,6 +20,24 @@ tfd = tfp.distributions
 def diagonal_normal(loc: tf.Tensor, scale: tf.Tensor) -> Any:
     """Returns `N(loc, diag(scale^2))` over the last axis."""
     return tfd.Independent(tfd.Normal(loc, scale), 1)
+
+
+def latent_dim_of(encoder: Any, input_shape: tuple[Any, ...]) -> int:
+    """Builds an encoder for inputs `[B, ...]`, and returns D of its output `[B, 2 D]`."""
+    code = encoder(keras.KerasTensor(input_shape, dtype="float32"))
+    shape: Any = getattr(code, "shape", ())
+    if len(shape) != 2 or shape[-1] is None or shape[-1] % 2:
+        raise ValueError(
+            "The encoder must return a tensor [B, 2 * latent_dim], location and log variance. "
+            f"Received: encoder output {code}"
+        )
+    return int(shape[-1]) // 2
+
+
+def loc_and_scale(code: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns location and scale of `q(z|x)`, `[B, D]`, from an encoder's output `[B, 2 D]`."""
+    loc, log_variance = tf.split(tf.cast(code, tf.float32), 2, axis=-1)
+    return loc, tf.exp(0.5 * log_variance)
 
 
 class MonteCarloVAE(TrainingLoop):
@@ -65,14 +83,7 @@ class MonteCarloVAE(TrainingLoop):
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
         """Builds both networks for inputs of shape `[B, ...]` and checks that they fit together."""
-        code = self.encoder(keras.KerasTensor(input_shape, dtype="float32"))
-        shape: Any = getattr(code, "shape", ())
-        if len(shape) != 2 or shape[-1] is None or shape[-1] % 2:
-            raise ValueError(
-                "The encoder must return a tensor [B, 2 * latent_dim], location and log variance. "
-                f"Received: encoder output {code}"
-            )
-        self.latent_dim = code.shape[-1] // 2
+        self.latent_dim = latent_dim_of(self.encoder, input_shape)
         output = self.decoder(keras.KerasTensor((None, self.latent_dim), dtype="float32"))
         width = self.likelihood.parameters_per_channel
         expected = (*input_shape[1:-1], input_shape[-1] * width)
@@ -90,9 +101,7 @@ class MonteCarloVAE(TrainingLoop):
 
     def posterior(self, x: tf.Tensor, training: bool = False) -> Any:
         """Returns the encoder's `q(z|x)` as a `tfd.Distribution` with batch shape `[B]`."""
-        code = tf.cast(self.encoder(x, training=training), tf.float32)
-        loc, log_variance = tf.split(code, 2, axis=-1)
-        return diagonal_normal(loc, tf.exp(0.5 * log_variance))
+        return diagonal_normal(*loc_and_scale(self.encoder(x, training=training)))
 
     def likelihood_parameters(
         self, z: tf.Tensor, decoder: keras.Model | None = None, training: bool = False
@@ -222,6 +231,8 @@ class MonteCarloVAE(TrainingLoop):
     def _checked(self, x: Any) -> tf.Tensor:
         """Checks what a user hands over (values only outside a graph), building if need be."""
         if tf.is_tensor(x) and not hasattr(x, "numpy"):
+            self.require_built()
+            check_floats(x.dtype)
             return x
         self.check_inputs(x if hasattr(x, "shape") else tf.convert_to_tensor(x))
         return tf.convert_to_tensor(x)
