@@ -504,6 +504,7 @@ class TestTfds:
         expected = weights @ (255 - stored[..., 0].astype(np.float64)) @ weights.T
         np.testing.assert_allclose(small * 255, expected, atol=0.51)
 
+    @pytest.mark.slow
     def test_celeba_is_streamed(self, tfds_dir, monkeypatch):
         monkeypatch.setattr(sources, "_in_memory", lambda _: pytest.fail("held in memory"))
         options = {"data_dir": tfds_dir, "binarize": "dynamic", "seed": 2}

@@ -77,11 +77,12 @@ def assert_same(values, expected, rtol=2e-5, atol=1e-5):
 # Two replicas in one process.
 
 
-def test_two_replicas_give_one_devices_weights(tmp_path):
+@pytest.mark.parametrize("case", ["VAE", pytest.param("LMCVAE-variance", marks=pytest.mark.slow)])
+def test_two_replicas_give_one_devices_weights(case, tmp_path):
     """With a penalty, weights of examples, skipped updates, and batches of 8, 8 and 1 examples."""
     options = {"num": 17, "weighted": True, "skip_gradient_norm": 2.5}
-    (one,) = train(tmp_path, "LMCVAE-variance", "one", options)
-    (two,) = train(tmp_path, "LMCVAE-variance", "mirrored", options)
+    (one,) = train(tmp_path, case, "one", options)
+    (two,) = train(tmp_path, case, "mirrored", options)
     assert_same(two, one)
     skipped = one["history_skipped"]
     assert 0 < sum(skipped) < 6  # Some of the six updates, not all.

@@ -173,6 +173,7 @@ def test_annealed_importance_sampling_agrees_with_quadrature(start, curved_vae):
     assert estimate_elbo(model, x, 200).mean < exact.mean() - 0.5
 
 
+@pytest.mark.slow
 def test_few_temperatures_are_annealed_too():
     """Two are one transition, at a temperature between the ends: it helps the weights."""
     result = estimate_log_likelihood(VAE, X, 10_000, 2, 10)
@@ -353,7 +354,9 @@ def test_bad_number_of_samples(estimate):
         estimate(VAE, X, num_samples=0)
 
 
-@pytest.mark.parametrize("num_temperatures", [10, 50, 400])
+@pytest.mark.parametrize(
+    "num_temperatures", [10, *[pytest.param(n, marks=pytest.mark.slow) for n in (50, 400)]]
+)
 def test_pilot_run_reaches_its_target_with_few_temperatures_too(num_temperatures):
     result = estimate_log_likelihood(
         VAE, X, num_temperatures=num_temperatures, num_leapfrog_steps=3, target_acceptance=0.7
@@ -454,6 +457,7 @@ def test_bidirectional_bounds_of_a_flow(start, flow_vae):
     assert -5 * gap.standard_error < gap.gap < 0.05
 
 
+@pytest.mark.slow
 def test_a_flow_without_inverse_cannot_start_backwards_chains():
     model = PPCA.model(tf_mcvae.FlowVAE, flow="bnaf")
     with pytest.raises(ValueError, match=r"no inverse.*Received: "):

@@ -63,6 +63,7 @@ def test_pipelines(capsys, tmp_path, monkeypatch):
     assert float(printed.split()[-1]) < 1e-4
 
 
+@pytest.mark.slow
 def test_transfer_learning(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     printed = run_example("transfer_learning.py", capsys)

@@ -88,8 +88,8 @@ def make_conv():
 
 # `test_serving_cpp.py` and `test_serving_protocol.py` have further ones by default.
 MODELS = [
-    make_flow,
-    *(pytest.param(f, marks=pytest.mark.slow) for f in (make_lmcvae, make_amcvae, make_conv)),
+    pytest.param(make, marks=pytest.mark.slow)
+    for make in (make_flow, make_lmcvae, make_amcvae, make_conv)
 ]
 
 
@@ -244,6 +244,7 @@ def test_each_weight_is_stored_once(model, folder):
     assert num_bytes <= stored < 1.02 * num_bytes + 3000
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_the_spread_over_seeds(small_served):
     served = small_served.signatures["log_likelihood"]
     x = tf.repeat(CALIBRATION[:1], 1000, axis=0)
@@ -256,6 +257,7 @@ def test_the_standard_error_is_the_spread_over_seeds(small_served):
     assert np.sqrt(np.mean(np.square(answer["standard_error"]))) == pytest.approx(spread, rel=0.15)
 
 
+@pytest.mark.slow
 def test_half_precision_networks_answer_in_float32(tmp_path):
     options = {"architecture": "dense", "hidden_units": (16,), "dtype": "mixed_bfloat16"}
     encoder = tf_mcvae.Encoder(LATENT_DIM, **options)
@@ -400,6 +402,7 @@ def test_a_run_is_exported_with_what_is_known_of_it(small_model, tmp_path):
     assert "p_value" in card["signatures"]["anomaly_score"]["outputs"]
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_not_finite_is_an_error(tmp_path):
     model = built(tf_mcvae.VAE(*networks(), likelihood="gaussian"))
     far = np.full([2, *SHAPE], 1e30, np.float32)

@@ -175,7 +175,10 @@ def value_and_gradients(model, function):
     return compute
 
 
-@pytest.mark.parametrize("model_class", [tf_mcvae.LMCVAE, tf_mcvae.AMCVAE])
+MODEL_CLASSES = [tf_mcvae.LMCVAE, pytest.param(tf_mcvae.AMCVAE, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
 def test_one_decoder_call_a_state(model_class):
     """With the gradient, too: nothing is evaluated a second time on the way back."""
     model = counting_model(model_class, num_transitions=5, num_samples=3)
@@ -197,7 +200,7 @@ def test_one_decoder_call_a_leapfrog():
     assert model.decoder.counted() == 3 * K + 1
 
 
-@pytest.mark.parametrize("model_class", [tf_mcvae.LMCVAE, tf_mcvae.AMCVAE])
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
 def test_graph_does_not_grow_with_the_number_of_transitions(model_class):
     def num_nodes(num_transitions):
         model = PPCA.model(model_class, num_transitions=num_transitions)

@@ -155,7 +155,12 @@ class TestEncoderFeatures:
         assert np.any(model.predict(IMAGES, verbose=0) != model.predict(IMAGES, verbose=0))
 
     @pytest.mark.parametrize(
-        ("output", "jit_compile"), [("loc", False), ("loc_and_scale", False), ("sample", True)]
+        ("output", "jit_compile"),
+        [
+            ("loc", False),
+            pytest.param("loc_and_scale", False, marks=pytest.mark.slow),
+            pytest.param("sample", True, marks=pytest.mark.slow),
+        ],
     )
     def test_is_frozen_until_it_is_thawed(self, output, jit_compile):
         model = make_model()

@@ -123,7 +123,9 @@ def one_by_one(function, seeds):
     return tf.map_fn(lambda seed: function(seed, alg="philox"), seeds)
 
 
-@pytest.mark.parametrize("row_shape", [[1, 64], [3, 5, 7], [9, 64]], ids=str)
+@pytest.mark.parametrize(
+    "row_shape", [[1, 64], [3, 5, 7], pytest.param([9, 64], marks=pytest.mark.slow)], ids=str
+)
 def test_rows_have_tensorflows_own_numbers(row_shape):
     """Bit for bit, for rows of any length, the longest of them beyond `_LONG_ROW`."""
     rng = np.random.default_rng(4)

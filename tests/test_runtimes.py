@@ -73,6 +73,7 @@ def make_amcvae():
 
 
 FURTHER = {
+    "iaf": make_flow,
     "bnaf": lambda: make_flow("bnaf"),
     "realnvp": lambda: make_flow("realnvp"),
     "amcvae": make_amcvae,
@@ -80,7 +81,6 @@ FURTHER = {
 }
 MODELS = [
     pytest.param(make_dense, id="dense"),
-    pytest.param(make_flow, id="flow"),
     pytest.param(make_conv, id="conv"),
     *(pytest.param(f, id=name, marks=pytest.mark.slow) for name, f in FURTHER.items()),
 ]

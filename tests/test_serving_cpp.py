@@ -53,7 +53,9 @@ def networks(architecture):
 
 
 def make_model(name):
-    if name == "amcvae":
+    if name == "vae":
+        model = tf_mcvae.VAE(*networks("dense"))
+    elif name == "amcvae":
         model = tf_mcvae.AMCVAE(*networks("dense"), num_transitions=2, step_size=0.3)
     else:
         model = tf_mcvae.LMCVAE(*networks("conv"), num_transitions=2, step_size=0.05)
@@ -61,7 +63,10 @@ def make_model(name):
     return model
 
 
-@pytest.fixture(scope="module", params=["amcvae", pytest.param("lmcvae", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=["vae", *(pytest.param(name, marks=pytest.mark.slow) for name in ("amcvae", "lmcvae"))],
+)
 def served(request, tmp_path_factory):
     """A model, and the folder of its export. Seven rows are three chunks of `log_likelihood`."""
     model = make_model(request.param)
@@ -252,6 +257,7 @@ def test_ten_thousand_rows_in_bounded_memory(program, tmp_path):
     assert memory < memory_of_few + 250.0
 
 
+@pytest.mark.slow
 def test_a_jitted_export_needs_a_server_with_xla(program, tmp_path):
     model = tf_mcvae.VAE(*networks("dense"))
     model.build((None, *SHAPE))
