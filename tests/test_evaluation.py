@@ -569,6 +569,7 @@ def test_a_checkpoint_of_something_else_is_refused(change, message, tmp_path):
     assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_progress_is_shown_with_the_time_left(capsys):
     run("AIS", VAE, batches(X, size=4), 2, verbose=1)
     shown = capsys.readouterr().out

@@ -62,6 +62,7 @@ def test_posterior_ring_as_a_user_runs_it(tmp_path, monkeypatch, capsys):
     assert f"{float(trained['energy_distance']):.3f}" in third
 
 
+@pytest.mark.slow
 def test_parameter_recovery_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     line = f"--quick --models VAE IWAE --dimensions 3 --output {tmp_path}"
     parameter_recovery.main(line.split())

@@ -178,12 +178,11 @@ def test_endpoints_are_not_tied_to_a_temperature():
     "name",
     [
         "ULA",
-        "MALA",
         "HMC-persistent",
         *[
             pytest.param(name, marks=pytest.mark.slow)
             for name in ALL
-            if name not in ("ULA", "MALA", "HMC-persistent")
+            if name not in ("ULA", "HMC-persistent")
         ],
     ],
 )
