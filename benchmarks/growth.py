@@ -42,7 +42,7 @@ def extent(name: str, size: int) -> int:
 
 def measure(case: Case, repeats: int = 3) -> dict[str, float]:
     """Returns the median seconds of a training step, those of compiling it, and memory."""
-    worker = Worker(case, "graph", "cpu")
+    worker = Worker(case, "cores", "cpu")
     first = worker.ask("first train")["seconds"]
     answers = [worker.ask("train") for _ in range(repeats)]
     worker.stop()

@@ -1,4 +1,8 @@
-"""The library's own steps, those of `fit` and `evaluate`: eager, as a graph, compiled by XLA."""
+"""The library's own steps, those of `fit` and `evaluate`.
+
+Eager; as a graph with TensorFlow's own threads; as one whose batch the cores share, which is how
+`train_keras.py` runs; compiled by XLA.
+"""
 
 import os
 from typing import Any
@@ -14,6 +18,7 @@ from benchmarks.cases import Case
 _MODES: dict[str, dict[str, Any]] = {
     "eager": {"run_eagerly": True, "jit_compile": False},
     "graph": {"jit_compile": False},
+    "cores": {"jit_compile": False},
     "xla": {"jit_compile": True},
 }
 
@@ -45,12 +50,14 @@ class Trainer:
         case: What to train.
         images: `[B, H, W, 1]`, a NumPy array.
         device: `"cpu"` or `"gpu"`.
-        mode: `"eager"`, `"graph"` or `"xla"`.
+        mode: `"eager"`, `"graph"`, `"cores"` or `"xla"`.
     """
 
     def __init__(self, case: Case, images: Any, device: str, mode: str) -> None:
         if device == "cpu":
             tf.config.set_visible_devices([], "GPU")
+        if mode == "cores":
+            tf_mcvae.parallelize_over_batch()
         self.x = tf.constant(images)
         self.model = make_model(case)
         self.model.compile(keras.optimizers.Adam(1e-3), **_MODES[mode])

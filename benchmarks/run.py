@@ -4,9 +4,10 @@
 
 prints a table for the reference's models on MNIST's shape, ratios first. Each variant of a case is
 a process of its own; after all have compiled they take their steps in turn, so that what else the
-machine does meets all alike. Columns: the library eager, as a graph, compiled by XLA; PyTorch, and
-TFP's kernels in a Python loop, both written from the equations (benchmarks/pytorch.py,
-benchmarks/tfp_kernels.py). `pip install -e '.[bench]'` brings PyTorch.
+machine does meets all alike. Rows: the library eager, as a graph, as a graph whose batch the cores
+share (as in train_keras.py), compiled by XLA; PyTorch, and TFP's kernels in a Python loop, both
+written from the equations (benchmarks/pytorch.py, benchmarks/tfp_kernels.py).
+`pip install -e '.[bench]'` brings PyTorch.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from benchmarks import ROOT
 from benchmarks.cases import CASES, Case
 from benchmarks.counts import measured_peak, minimum_bytes, minimum_flops
 
-VARIANTS = ("torch", "tfp", "eager", "graph", "xla")
+VARIANTS = ("torch", "tfp", "eager", "graph", "cores", "xla")
 GPU_VARIANTS = ("torch", "torch_compiled", "tfp", "graph", "xla")
 
 

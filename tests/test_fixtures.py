@@ -88,7 +88,7 @@ def test_model(path, mode, monkeypatch, request):
     check_loss(fixture, model, estimate)
     if run is not None:
         check_transitions(fixture, model, run)
-        model.adapt(estimate.adaptation)
+        model.adapt([estimate.adaptation])
         steps = model.step_size.values()
         close(steps, fixture["out/step_sizes_after"], 1e-5)
     check_gradients(fixture, model, gradients)

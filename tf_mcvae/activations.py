@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_mcvae.fusion import fused_elementwise
+
 _SQRT_HALF = math.sqrt(0.5)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 
@@ -32,6 +34,13 @@ def _gelu(x: Any, cdf: Any, slope: Any) -> Any:
     return x * cdf, lambda upstream: (upstream * slope, None, None)
 
 
+@fused_elementwise
+def _exact_gelu(x: tf.Tensor) -> tf.Tensor:
+    wide = tf.cast(x, tf.float32) if x.dtype.size < 4 else x
+    cdf = 0.5 + 0.5 * tf.math.erf(_SQRT_HALF * wide)
+    return tf.cast(_gelu(wide, cdf, _gelu_slope(wide, cdf)), x.dtype)
+
+
 def gelu(x: Any) -> Any:
     """Computes `x Φ(x)`, Φ the standard normal distribution function (not its tanh approximation).
 
@@ -47,10 +56,7 @@ def gelu(x: Any) -> Any:
     Reference:
         Hendrycks and Gimpel, 2016, arXiv 1606.08415.
     """
-    x = tf.convert_to_tensor(x)
-    wide = tf.cast(x, tf.float32) if x.dtype.size < 4 else x
-    cdf = 0.5 + 0.5 * tf.math.erf(_SQRT_HALF * wide)
-    return tf.cast(_gelu(wide, cdf, _gelu_slope(wide, cdf)), x.dtype)
+    return _exact_gelu(tf.convert_to_tensor(x))
 
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {

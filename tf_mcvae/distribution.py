@@ -28,7 +28,8 @@ class Share(NamedTuple):
 
     Attributes:
         first: Number of the replica's first example in the whole batch, `int32`.
-        size: Its number of examples, `float32`; 0 at the end of a data set.
+        size: Its number of examples, `float32`; of several replicas it may be 0 at the end of a
+            data set.
         total: The whole batch's number of examples, `float32`.
     """
 
@@ -100,16 +101,17 @@ def num_replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def share_of_batch(size: tf.Tensor) -> Share | None:
-    """Returns the replica's share of a batch, and None outside a strategy.
+def share_of_batch(size: tf.Tensor) -> Share:
+    """Returns the replica's share of a batch, which outside a strategy is all of it.
 
     Args:
         size: The replica's number of examples.
     """
+    size = tf.cast(size, tf.float32)
     if not tf.distribute.has_strategy():
-        return None
+        return Share(tf.constant(0), size, size)
     index = _replica_index()
-    sizes = all_sum(tf.one_hot(index, num_replicas()) * tf.cast(size, tf.float32))
+    sizes = all_sum(tf.one_hot(index, num_replicas()) * size)
     first = tf.cumsum(sizes, exclusive=True)[index]
     return Share(tf.cast(first, tf.int32), sizes[index], tf.reduce_sum(sizes))
 
@@ -145,16 +147,6 @@ def all_sum_gradients(gradients: list[Any]) -> list[Any]:
 
 def _all_reduce(values: Any) -> Any:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
-
-
-def mean_over_batch(values: Any, share: Share | None) -> Any:
-    """Returns means over the whole batch.
-
-    Args:
-        values: Means over the replica's part of the batch, a structure of tensors.
-        share: Which part that is.
-    """
-    return values if share is None else pooled_mean(values, share.size)
 
 
 def pooled_mean(values: Any, count: tf.Tensor) -> Any:

@@ -10,6 +10,7 @@ The convolutional pair is that of the Monte Carlo VAE (Thin et al., 2021, arXiv 
 kernels start from the Keras defaults (Glorot uniform, zero biases), not from PyTorch's.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,62 +21,7 @@ import tensorflow as tf
 
 from tf_mcvae.activations import activation_config, get_activation
 from tf_mcvae.checks import check_positive_integer
-
-
-def _nearest(x: Any, size: int, axis: int) -> Any:
-    """Resizes `axis` of `x` to `size`: `out[i] = x[floor(i in / size)]`."""
-    num = x.shape[axis]
-    if size == num:
-        return x
-    if size % num == 0:
-        return _repeat(num, size // num, axis)(x)
-    return _nearest_gather(num, size, axis)(x)
-
-
-def _repeat(num: int, repeats: int, axis: int) -> Callable[[Any], Any]:
-    """Returns what repeats each of `num` entries of an axis; its gradient is a sum, to any order.
-
-    The gradients take no sizes from the graph: within a loop XLA would not know them.
-    """
-
-    @tf.custom_gradient
-    def resize(x: Any) -> Any:
-        before, after = x.shape[1:axis], x.shape[axis + 1 :]
-        copies = tf.stack([x] * repeats, axis=axis + 1)
-        return tf.reshape(copies, [-1, *before, num * repeats, *after]), adjoint
-
-    @tf.custom_gradient
-    def adjoint(x: Any) -> Any:
-        before, after = x.shape[1:axis], x.shape[axis + 1 :]
-        runs = tf.reshape(x, [-1, *before, num, repeats, *after])
-        return tf.reduce_sum(runs, axis=axis + 1), resize
-
-    return resize
-
-
-def _nearest_gather(num: int, size: int, axis: int) -> Callable[[Any], Any]:
-    """Returns the resize from `num` to `size`, its gradients (to any order) made of gathers too."""
-    # TensorFlow's gradient of a gather is a scatter, about twice as slow here. Each input pixel has
-    # a run of consecutive output pixels, which the adjoint sums.
-    source = np.arange(size) * num // size
-    counts = np.bincount(source, minlength=num)
-    first = np.cumsum(counts) - counts
-
-    @tf.custom_gradient
-    def resize(x: Any) -> Any:
-        return tf.gather(x, source, axis=axis), adjoint
-
-    @tf.custom_gradient
-    def adjoint(x: Any) -> Any:
-        mask_shape = [num if i == axis else 1 for i in range(x.shape.rank)]
-        total = 0.0
-        for k in range(counts.max()):
-            term = tf.gather(x, np.minimum(first + k, size - 1), axis=axis)
-            mask = np.reshape(counts > k, mask_shape)
-            total += term if mask.all() else term * tf.cast(mask, x.dtype)
-        return total, resize
-
-    return resize
+from tf_mcvae.fusion import fused
 
 
 def nearest_resize(images: Any, height: int, width: int) -> Any:
@@ -89,7 +35,58 @@ def nearest_resize(images: Any, height: int, width: int) -> Any:
     Returns:
         `[N, height, width, C]`: pixel `(i, j)` is input `(floor(i H/height), floor(j W/width))`.
     """
-    return _nearest(_nearest(images, height, 1), width, 2)
+    return _resize(*images.shape[1:3], height, width)(images)
+
+
+@functools.cache
+def _resize(rows: int, columns: int, height: int, width: int) -> Callable[[Any], Any]:
+    """Returns the resize of images; its gradient, to any order, is made of it and its transpose."""
+    # TensorFlow's own gradients would be a scatter, which is slow here.
+
+    @fused
+    def spread(images: Any) -> Any:
+        return _spread(_spread(images, height, 1), width, 2)
+
+    @fused
+    def collect(images: Any) -> Any:
+        return _collect(_collect(images, columns, 2), rows, 1)
+
+    @tf.custom_gradient
+    def resize(images: Any) -> Any:
+        return spread(images), transpose
+
+    @tf.custom_gradient
+    def transpose(images: Any) -> Any:
+        return collect(images), resize
+
+    return resize
+
+
+def _spread(x: Any, size: int, axis: int) -> Any:
+    """Resizes an axis from `num` to `size` entries: `out[i] = x[floor(i num / size)]`."""
+    num = x.shape[axis]
+    if size % num:
+        return tf.gather(x, np.arange(size) * num // size, axis=axis)
+    before, after = x.shape[1:axis], x.shape[axis + 1 :]
+    copies = tf.stack([x] * (size // num), axis=axis + 1)
+    return tf.reshape(copies, [-1, *before, size, *after])
+
+
+def _collect(x: Any, num: int, axis: int) -> Any:
+    """Sums what `_spread` made of each of `num` entries, a run of consecutive ones."""
+    size = x.shape[axis]
+    if size % num == 0:
+        before, after = x.shape[1:axis], x.shape[axis + 1 :]
+        return tf.reduce_sum(tf.reshape(x, [-1, *before, num, size // num, *after]), axis=axis + 1)
+    counts = np.bincount(np.arange(size) * num // size, minlength=num)
+    first = np.cumsum(counts) - counts
+    mask_shape = [num if i == axis else 1 for i in range(x.shape.rank)]
+    total = 0.0
+    for k in range(counts.max()):
+        term = tf.gather(x, np.minimum(first + k, size - 1), axis=axis)
+        mask = np.reshape(counts > k, mask_shape)
+        total += term if mask.all() else term * tf.cast(mask, x.dtype)
+    return total
 
 
 def _options(layer: Any) -> dict[str, Any]:

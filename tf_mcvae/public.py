@@ -2,6 +2,7 @@
 
 from tf_mcvae import annealing, bounds, datasets, evaluation, importance, kernels, likelihoods
 from tf_mcvae.annealing import AnnealedPath, LearnedSchedule, LinearSchedule, SigmoidalSchedule
+from tf_mcvae.cores import parallelize_over_batch
 from tf_mcvae.evaluation import (
     bidirectional_gap,
     estimate_bound,
@@ -60,4 +61,5 @@ __all__ = [
     "latent_statistics",
     "likelihoods",
     "load_model",
+    "parallelize_over_batch",
 ]

@@ -3,8 +3,7 @@
     python trained.py CASE DEVICES OUTPUT.npz [OPTIONS AS JSON]
 
 DEVICES is `one`, `mirrored` (two logical CPUs) or `workers` (TF_CONFIG says which). Of the model's
-training, evaluation and predictions everything goes to OUTPUT.npz. On one device an example's
-noise belongs to its number in the batch, as it does on several.
+training, evaluation and predictions everything goes to OUTPUT.npz.
 """
 
 import json
@@ -19,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 import tf_mcvae
-from tf_mcvae import distribution, random
+from tf_mcvae import distribution
 
 SHAPE = (4, 4, 1)
 _rng = np.random.default_rng(0)
@@ -56,13 +55,6 @@ CASES = {
 }
 
 
-class OfOneDevice:
-    """Gives one device's examples the noise that they have on several."""
-
-    def _step_seed(self, stream, counter, share=None):
-        return random.at_row(super()._step_seed(stream, counter), 0)
-
-
 def strategy_of(devices):
     """Must be called before anything is computed."""
     if devices == "mirrored":
@@ -77,9 +69,6 @@ def make(case, strategy, optimizer=None, **compile_options):
     keras.utils.set_random_seed(1)
     with distribution.scope(strategy):
         model = CASES[case]()
-        if strategy is None:
-            kind = type(model)
-            model.__class__ = type(kind.__name__, (OfOneDevice, kind), {})
         model.build((None, *SHAPE))
         optimizer = keras.optimizers.SGD(0.1, momentum=0.9, **(optimizer or {}))
         model.compile(optimizer, **compile_options)

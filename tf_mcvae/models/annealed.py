@@ -1,5 +1,6 @@
 """What L-MCVAE and A-MCVAE share: a schedule, step sizes, and K transitions from the encoder."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -8,6 +9,7 @@ import tensorflow as tf
 from tf_mcvae import random
 from tf_mcvae.annealing import AnnealedPath, get_schedule
 from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.cores import pooled
 from tf_mcvae.distribution import all_sum, pooled_mean
 from tf_mcvae.importance import AnnealedSamples, TraceFn, annealed_importance_sampling
 from tf_mcvae.kernels import AnnealedKernel, MetropolisHastings, TransitionResults
@@ -57,20 +59,34 @@ class TransitionStatistics(NamedTuple):
         """Mean acceptance of each transition, `[K]`."""
         return tf.reduce_mean(tf.cast(self.is_accepted, tf.float32), axis=[1, 2])
 
-    def pooled(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns acceptance and spread of the score over the whole batch, `[K]` and `[K, D]`.
+    @property
+    def count(self) -> tf.Tensor:
+        """Number of states that a transition moves, `S B`, `float32`."""
+        return tf.cast(tf.size(self.is_accepted[0]), tf.float32)
 
-        On several replicas they are those of all of them.
-        """
-        if not tf.distribute.has_strategy():
-            return self.acceptance, self.score_std
-        count = tf.cast(tf.size(self.is_accepted[0]), tf.float32)
-        means = (self.acceptance, self.score_mean)
-        acceptance, mean = pooled_mean(means, count)
-        scatter = tf.math.multiply_no_nan(tf.square(self.score_std), tf.nn.relu(count - 1.0))
-        scatter += tf.math.multiply_no_nan(tf.square(self.score_mean - mean), count)
-        scatter, total = all_sum((scatter, count))
-        return acceptance, tf.sqrt(scatter / (total - 1.0))
+    def scatter(self, mean: tf.Tensor) -> tf.Tensor:
+        """Sum of the score's squared distances from `mean [K, D]`, `[K, D]`; 0 of no states."""
+        around_own = tf.math.multiply_no_nan(
+            tf.square(self.score_std), tf.nn.relu(self.count - 1.0)
+        )
+        return around_own + tf.math.multiply_no_nan(tf.square(self.score_mean - mean), self.count)
+
+
+def pool_statistics(parts: Sequence[TransitionStatistics]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns acceptance and spread of the score over the whole batch, `[K]` and `[K, D]`.
+
+    Args:
+        parts: The statistics of the batch's parts; on several replicas of the replica's, and the
+            results are those of all of them.
+    """
+    if len(parts) == 1 and not tf.distribute.has_strategy():
+        return parts[0].acceptance, parts[0].score_std
+    counts = [part.count for part in parts]
+    means = pooled([(part.acceptance, part.score_mean) for part in parts], counts)
+    acceptance, mean = pooled_mean(means, tf.add_n(counts))
+    scatter = tf.add_n([part.scatter(mean) for part in parts])
+    scatter, total = all_sum((scatter, tf.add_n(counts)))
+    return acceptance, tf.sqrt(scatter / (total - 1.0))
 
 
 def trace_statistics(state: tf.Tensor, results: TransitionResults) -> TransitionStatistics:
@@ -225,10 +241,10 @@ class AnnealedVAE(MonteCarloVAE):
             "step_size": tf.reduce_mean(self.step_size.values()),
         }
 
-    def adapt(self, adaptation: TransitionStatistics) -> None:
+    def adapt(self, parts: Sequence[TransitionStatistics]) -> None:
         """Applies the step-size rule."""
         if self.step_size.rule in ADAPTED:
-            self.step_size.update(*adaptation.pooled())
+            self.step_size.update(*pool_statistics(parts))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, layers serialised."""

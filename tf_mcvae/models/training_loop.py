@@ -1,19 +1,19 @@
 """Keras' training loop: one step of training or evaluation, on one device or on several.
 
-On several replicas a step gives what one device gives on the whole batch: the gradients are those
-of the mean over the whole batch, its norm is that of their sum, and what is averaged over a batch
-is averaged over the whole one. Each example's random numbers belong to its number in the batch,
-however the batch is divided.
+On several replicas, and on a CPU whose cores share a batch, a step gives what one device gives on
+the whole batch: the gradients are those of the mean over the whole batch, its norm is that of their
+sum, and what is averaged over a batch is averaged over the whole one. Each example's random numbers
+belong to its number in the batch, however the batch is divided.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from tf_mcvae import distribution, random
-from tf_mcvae.distribution import Share
+from tf_mcvae import cores, distribution, random
+from tf_mcvae.fusion import fusing
 from tf_mcvae.models.checked import CheckedModel
 
 # The streams of random numbers that a model draws from its one seed.
@@ -27,7 +27,8 @@ class Estimate(NamedTuple):
         loss: What is minimised, `[B]`; its gradient is the estimator, its value may be no bound.
         bound: The bound on `log p(x)` in nats, `[B]`.
         metrics: Further scalars to show while training, by name; means over the batch.
-        adaptation: Statistics that step-size rules need; None where nothing adapts.
+        adaptation: Statistics that step-size rules need; None where nothing adapts. Of a batch in
+            parts a tuple, those of each.
     """
 
     loss: tf.Tensor
@@ -40,9 +41,13 @@ class TrainingLoop(CheckedModel):
     """A model with the steps that `fit` and `evaluate` take, and the metrics that they show.
 
     Attributes:
+        encoder: Network of the approximate posterior.
+        decoder: Network of the likelihood.
         seed: Integer from which all random numbers are drawn.
     """
 
+    encoder: keras.Model
+    decoder: keras.Model
     seed: int
     _evaluating = False
 
@@ -73,23 +78,29 @@ class TrainingLoop(CheckedModel):
         """Evaluates the objective on a batch."""
         raise NotImplementedError
 
-    def adapt(self, adaptation: Any) -> None:
-        """Moves adapted quantities after a training step."""
+    def adapt(self, parts: Sequence[Any]) -> None:
+        """Moves adapted quantities after a training step, by what the batch's parts report."""
 
     # The steps.
 
-    def _step_seed(self, stream: int, counter: Any, share: Share | None = None) -> tf.Tensor:
-        # The zero keeps the numbers of one device what they have been.
-        seed = random.fold_in(random.fold_in(random.as_seed(self.seed), stream), 0)
-        seed = random.fold_in(seed, tf.convert_to_tensor(counter))
-        return seed if share is None else random.at_row(seed, share.first)
+    def _step_seed(self, stream: int, counter: Any) -> tf.Tensor:
+        seed = random.fold_in(random.as_seed(self.seed), stream)
+        return random.fold_in(seed, tf.convert_to_tensor(counter))
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Takes one optimizer step on a batch of `x`, `(x, y)` or `(x, y, sample_weight)`."""
         x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
         share = distribution.share_of_batch(tf.shape(x)[0])
-        seed = self._step_seed(TRAIN_STREAM, self.step, share)
-        estimate, gradients = self._compiled(self._differentiate)(x, weight, seed, share)
+        seed = self._step_seed(TRAIN_STREAM, self.step)
+
+        def differentiate(rows: Any, first: tf.Tensor) -> tuple[Estimate, list[Any]]:
+            x, weight = rows
+            seed_of_rows = random.at_row(seed, share.first + first)
+            return self._differentiate(x, weight, seed_of_rows, share.total)
+
+        parts = self._in_parts(differentiate, (x, weight), training=True)
+        estimate = _joined([estimate for estimate, _ in parts])
+        gradients = _added([gradients for _, gradients in parts])
         gradients = distribution.all_sum_gradients(gradients)
         # What Keras multiplies the loss with in mixed float16; else 1.
         scale = self.optimizer.scale_loss(tf.ones([]))
@@ -97,48 +108,67 @@ class TrainingLoop(CheckedModel):
         self._update(gradients, norm / scale)
         self.adapt(estimate.adaptation)
         self.step.assign_add(1)
-        return self._logs({**self._track(estimate, weight, share), **self._shown()})
+        return self._logs({**self._track(estimate, weight), **self._shown()})
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluates a batch. Nothing is learned or adapted, and the same call draws the same."""
         x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
         share = distribution.share_of_batch(tf.shape(x)[0])
-        seed = self._step_seed(TEST_STREAM, self.test_step_counter, share)
-        estimate = self._compiled(self._evaluate)(x, seed)
+        seed = self._step_seed(TEST_STREAM, self.test_step_counter)
+
+        def evaluate(x: tf.Tensor, first: tf.Tensor) -> Estimate:
+            seed_of_rows = random.at_row(seed, share.first + first)
+            return self.estimate(x, seed_of_rows, training=False)._replace(adaptation=None)
+
+        estimate = _joined(self._in_parts(evaluate, x))
         self.test_step_counter.assign_add(1)
-        return self._logs(self._track(estimate, weight, share))
+        return self._logs(self._track(estimate, weight))
+
+    def predict_step(self, data: Any) -> tf.Tensor:
+        """Returns reconstructions of a batch."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return tf.concat(self._in_parts(lambda x, _: self(x, training=False), x), axis=0)
+
+    def _in_parts(
+        self, function: Callable[[Any, tf.Tensor], Any], rows: Any, training: bool = False
+    ) -> list[Any]:
+        """Calls a function of rows and the number of the first; see `cores.in_parts`."""
+        networks = (self.encoder, self.decoder)
+        has_state = any(network.non_trainable_variables for network in networks)
+        if self.jit_in_replica:
+            function = tf.function(function, jit_compile=True)
+        if self.jit_in_replica or self.jit_compile:
+            return [function(rows, tf.constant(0))]
+        with fusing():
+            if training and has_state:
+                return [function(rows, tf.constant(0))]
+            return cores.in_parts(function, rows)
 
     def _differentiate(
-        self, x: tf.Tensor, weight: tf.Tensor | None, seed: tf.Tensor, share: Share | None
+        self, x: tf.Tensor, weight: tf.Tensor | None, seed: tf.Tensor, total: tf.Tensor
     ) -> tuple[Estimate, list[Any]]:
-        """Returns the estimate, and what it adds to the gradient of the whole batch's loss."""
+        """Returns the estimate, and what it adds to the gradient of the whole batch's loss.
+
+        That is averaged over the batch as Keras does: the sum of weighted values over their number.
+
+        Args:
+            x: A part of the batch.
+            weight: Weights of its examples.
+            seed: Seed tensor.
+            total: The whole batch's number of examples.
+        """
         with tf.GradientTape() as tape:
             estimate = self.estimate(x, seed, training=True)
-            loss = self._reduce(estimate.loss, weight, share)
-            # Every replica adds the losses of the weights, which are the same on all of them.
-            loss += sum(self.losses) / distribution.num_replicas()
+            values = estimate.loss
+            size = tf.cast(tf.size(values), total.dtype)
+            if weight is not None:
+                # A weight of shape [B, 1] would else be multiplied with each example's value.
+                values *= tf.reshape(tf.cast(weight, values.dtype), tf.shape(values))
+            # Every part adds its share of the losses of the weights, which are the same for all.
+            loss = (tf.reduce_sum(values) + size * sum(self.losses)) / total
             objective = self.optimizer.scale_loss(loss)
         variables = [variable.value for variable in self.trainable_variables]
         return estimate, tape.gradient(objective, variables)
-
-    def _evaluate(self, x: tf.Tensor, seed: tf.Tensor) -> Estimate:
-        return self.estimate(x, seed, training=False)
-
-    def _reduce(
-        self, values: tf.Tensor, weight: tf.Tensor | None, share: Share | None = None
-    ) -> tf.Tensor:
-        """Averages over the batch, as Keras does: the sum of weighted values over their number.
-
-        Of a share, the sum over the replicas is the average.
-        """
-        if weight is not None:
-            # A weight of shape [B, 1] would else be multiplied with each example's value.
-            values *= tf.reshape(tf.cast(weight, values.dtype), tf.shape(values))
-        return tf.reduce_mean(values) if share is None else tf.reduce_sum(values) / share.total
-
-    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns the function, under a strategy compiled by XLA if that is asked for."""
-        return tf.function(function, jit_compile=True) if self.jit_in_replica else function
 
     # The update.
 
@@ -213,17 +243,16 @@ class TrainingLoop(CheckedModel):
         number = distribution.num_replicas()
         return {n: number * v if n in counts else v for n, v in shown.items()}
 
-    def _track(
-        self, estimate: Estimate, weight: tf.Tensor | None, share: Share | None = None
-    ) -> dict[str, Any]:
+    def _track(self, estimate: Estimate, weight: tf.Tensor | None) -> dict[str, Any]:
         """Updates the metrics; each is averaged over examples, whatever the batches' sizes."""
         examples = {"loss": estimate.loss, "bound": estimate.bound}
-        if share is not None:
+        size = tf.cast(tf.size(estimate.loss), tf.float32)
+        if tf.distribute.has_strategy():
             # Each replica tracks what all of them have, and so shows it after every step.
             examples, weight = distribution.weighted_mean(examples, weight)
         for name, values in examples.items():
             self._trackers[name].update_state(values, sample_weight=weight)
-        for name, value in distribution.mean_over_batch(dict(estimate.metrics), share).items():
+        for name, value in distribution.pooled_mean(dict(estimate.metrics), size).items():
             self._trackers[name].update_state(value)
         return {name: tracker.result() for name, tracker in self._trackers.items()}
 
@@ -261,3 +290,21 @@ class TrainingLoop(CheckedModel):
             return super().evaluate(x, *args, **kwargs)
         finally:
             self._evaluating = False
+
+
+def _joined(parts: Sequence[Estimate]) -> Estimate:
+    """Returns the estimate of a batch from those of its parts."""
+    sizes = [tf.size(part.loss) for part in parts]
+    return Estimate(
+        tf.concat([part.loss for part in parts], axis=0),
+        tf.concat([part.bound for part in parts], axis=0),
+        cores.pooled([dict(part.metrics) for part in parts], sizes),
+        tuple(part.adaptation for part in parts),
+    )
+
+
+def _added(parts: Sequence[list[Any]]) -> list[Any]:
+    """Adds the gradients of a batch's parts; None stays None."""
+    if len(parts) == 1:
+        return parts[0]
+    return [None if terms[0] is None else tf.add_n(terms) for terms in zip(*parts, strict=True)]

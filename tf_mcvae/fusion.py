@@ -1,0 +1,108 @@
+"""Chains of small operations as single loops, in graphs that XLA does not compile as a whole.
+
+A graph runs each operation as a pass over memory of its own. XLA makes one loop of a chain, but its
+convolutions are slow on CPUs. So within `fusing()` the functions that are marked here, and their
+derivatives, are compiled by XLA each, and the graph around them is not. They are not in graphs
+that are exported, since TensorFlow Serving refuses what XLA is to compile.
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+_is_fusing = contextvars.ContextVar("is_fusing", default=False)
+
+
+@contextlib.contextmanager
+def fusing() -> Iterator[None]:
+    """Fuses in the graph that is being made; not on a machine with a GPU, nor eagerly."""
+    is_wanted = tf.inside_function() and not tf.config.get_visible_devices("GPU")
+    token = _is_fusing.set(is_wanted and _has_xla())
+    try:
+        yield
+    finally:
+        _is_fusing.reset(token)
+
+
+def fusing_graph(function: Callable[..., Any], input_signature: Any) -> Any:
+    """Returns `tf.function(function, input_signature)`, within `fusing()`."""
+
+    def within(*args: Any) -> Any:
+        with fusing():
+            return function(*args)
+
+    return tf.function(within, input_signature)
+
+
+@functools.cache
+def _has_xla() -> bool:
+    """Returns whether this TensorFlow can compile for the CPU, which not all platforms' can."""
+    try:
+        with tf.init_scope():
+            tf.function(tf.identity, jit_compile=True)(tf.zeros([1]))
+    except (tf.errors.OpError, ValueError):
+        return False
+    return True
+
+
+def fused(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """Marks a function of tensors, whose gradients it does not change, to be one loop."""
+    compiled = _compiled(function)
+    return lambda *args: (compiled if _is_fusing.get() else function)(*args)
+
+
+def fused_elementwise(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """Marks an elementwise function to be one loop, as are its derivatives of any order.
+
+    Args:
+        function: Maps a tensor to one of the same shape, each element for itself.
+
+    Returns:
+        The function; its value and each derivative, times what flows back, are a loop each.
+    """
+    loop = _with_derivatives(function)
+
+    def call(x: tf.Tensor) -> tf.Tensor:
+        if not _is_fusing.get():
+            return function(x)
+        # Of a vector XLA's loops are divided among cores best.
+        outputs = tf.reshape(loop(tf.reshape(x, [-1])), tf.shape(x))
+        outputs.set_shape(x.shape)
+        return outputs
+
+    return call
+
+
+def _with_derivatives(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """Returns an elementwise function, compiled, whose derivatives are compiled too."""
+    compiled = _compiled(function)
+
+    @functools.cache
+    def pullback(index: int) -> Callable[..., tf.Tensor]:
+        """Returns the product of what flows back and the derivative by one argument."""
+
+        def product(*args: tf.Tensor) -> tf.Tensor:
+            *inputs, upstream = args
+            with tf.GradientTape() as tape:
+                tape.watch(inputs[index])
+                outputs = function(*inputs)
+            return tape.gradient(outputs, inputs[index], upstream, tf.UnconnectedGradients.ZERO)
+
+        return _with_derivatives(product)
+
+    @tf.custom_gradient
+    def call(*args: tf.Tensor) -> Any:
+        def grad(upstream: tf.Tensor) -> list[tf.Tensor]:
+            return [pullback(index)(*args, upstream) for index in range(len(args))]
+
+        return compiled(*args), grad
+
+    return call
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    return tf.function(function, jit_compile=True, autograph=False)
