@@ -89,6 +89,13 @@ class EvaluationConfig:
         "progress, and are kept by --checkpoint, more often (default: 5000 draws, 1600 chains)",
     )
 
+    cores: int | None = option(
+        None,
+        ESTIMATES,
+        integer(1),
+        "cores that share each batch, without a GPU and --strategy; 1: TensorFlow divides each "
+        "operation among all instead (default: all, 16 at most)",
+    )
     strategy: str = option(
         "none",
         ESTIMATES,
@@ -275,6 +282,10 @@ def _note_idle_flags(config: EvaluationConfig, given: dict[str, Any]) -> None:
 
 
 def _carry_out(path: pathlib.Path, run: RunConfig, config: EvaluationConfig) -> None:
+    # Only here, so that mistakes on the command line need not wait for TensorFlow.
+    from tf_mcvae.training import share_cores
+
+    share_cores(config.cores, config.strategy)
     with joined(config.strategy) as (worker, strategy):
         _evaluate(path, run, config, worker, strategy)
 
@@ -282,7 +293,6 @@ def _carry_out(path: pathlib.Path, run: RunConfig, config: EvaluationConfig) -> 
 def _evaluate(
     path: pathlib.Path, run: RunConfig, config: EvaluationConfig, worker: Worker, strategy: Any
 ) -> None:
-    # Only here, so that mistakes on the command line need not wait for TensorFlow.
     from tf_mcvae import distribution, likelihoods, models, scores, training
 
     model = models.load_model(path)

@@ -353,6 +353,13 @@ class RunConfig:
         "GPUs that TensorFlow sees, of which it uses the first, or with --strategy all; 0: none "
         "(default: all)",
     )
+    cores: int | None = option(
+        None,
+        TRAINING,
+        integer(1),
+        "cores that share each batch, without a GPU and --strategy; 1: TensorFlow divides each "
+        "operation among all instead (default: all, 16 at most)",
+    )
     strategy: str = option(
         "none",
         TRAINING,
@@ -421,6 +428,10 @@ class RunConfig:
 SETTINGS = {field.name: field for field in dataclasses.fields(RunConfig)}
 
 # What may change when a run is resumed.
-FREE_ON_RESUME = {"data_dir", "export", "export_onnx", "export_tflite", "gpus", "strategy"} | {
-    name for name, field in SETTINGS.items() if field.metadata["group"] == SCORING
-}
+_OF_THE_MACHINE = {"cores", "data_dir", "gpus", "strategy"}
+_EXPORTS = {"export", "export_onnx", "export_tflite"}
+FREE_ON_RESUME = (
+    _OF_THE_MACHINE
+    | _EXPORTS
+    | {name for name, field in SETTINGS.items() if field.metadata["group"] == SCORING}
+)

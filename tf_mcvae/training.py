@@ -1,5 +1,6 @@
 """Carries out a run: data, networks and model, training, scores, export."""
 
+import contextlib
 import importlib.metadata
 import pathlib
 import platform
@@ -26,6 +27,7 @@ from tf_mcvae.callbacks import (
     save_model,
 )
 from tf_mcvae.cluster import ALONE, Worker, joined
+from tf_mcvae.cores import parallelize_over_batch
 from tf_mcvae.datasets import Data, DataSpec
 from tf_mcvae.evaluation import LogLikelihoodEstimate
 from tf_mcvae.export import check_onnx_packages, export_onnx, export_saved_model, export_tflite
@@ -39,7 +41,7 @@ from tf_mcvae.tensorboard import TensorBoardLogger
 _NUM_SAMPLES = {"IWAE": 10, "A-MCVAE": 5}  # Of the others 1.
 _SCORED_PIXELS = 25_000  # By default; annealed importance sampling then takes about a minute.
 _CALIBRATION_SHARE = 4  # Images to calibrate anomaly scores with, for one that is scored.
-_LOCAL = ("data_dir", "gpus", "logdir", "output_dir")  # May differ from worker to worker.
+_LOCAL = ("cores", "data_dir", "gpus", "logdir", "output_dir")  # May differ from worker to worker.
 _PACKAGES = ("tensorflow", "keras", "tensorflow-probability", "numpy")
 
 
@@ -57,6 +59,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         LostWorkerError: If another worker is gone.
     """
     show_gpus(config.gpus)
+    share_cores(config.cores, config.strategy)
     if config.export_onnx:
         check_onnx_packages()  # Before the work, not after it.
     with joined(config.strategy) as (worker, strategy):
@@ -166,6 +169,13 @@ def show_gpus(count: int | None) -> None:
     tf.config.set_visible_devices(found[:count], "GPU")
     if len(found) < count:
         print(f"note: --gpus {count}, but TensorFlow finds {len(found)}", file=sys.stderr)
+
+
+def share_cores(count: int | None, strategy: str) -> None:
+    """Lets cores share batches, unless devices do; a process that has computed stays as it is."""
+    if strategy == "none":
+        with contextlib.suppress(RuntimeError):
+            parallelize_over_batch(count)
 
 
 def load_data(config: RunConfig) -> tuple[RunConfig, Data]:

@@ -19,6 +19,7 @@ from tf_mcvae.evaluation.chunks import (
     images_spec,
     of_all_workers,
     score_in_chunks,
+    score_in_parts,
     start_progress,
 )
 from tf_mcvae.evaluation.results import (
@@ -29,6 +30,7 @@ from tf_mcvae.evaluation.results import (
     standard_error,
     summarise,
 )
+from tf_mcvae.fusion import fusing_graph
 from tf_mcvae.importance import AnnealedSamples, annealed_importance_sampling
 from tf_mcvae.kernels import HamiltonianMonteCarlo, TransitionResults
 from tf_mcvae.models import FlowVAE, MonteCarloVAE
@@ -202,16 +204,21 @@ def bidirectional_gap(
     pilot, _ = simulate(model, min(_PILOT_EXAMPLES, num_examples), random.at_row(data_seed, 0))
     step_sizes = anneal.step_sizes(pilot, pilot_seed)
     size = even_size(num_examples, max(1, chunk_size // num_chains))
+
+    def score_below(x: tf.Tensor, first: int) -> tuple[Array, Array]:
+        return _results(*anneal.forward(x, step_sizes, random.at_row(lower_seed, first)))
+
+    def score_above(pairs: tuple[tf.Tensor, tf.Tensor], first: int) -> tuple[Array, Array]:
+        return _results(*anneal.backward(*pairs, step_sizes, random.at_row(upper_seed, first)))
+
     rows: list[int] = []
     runs = Progress(), Progress()
     own = range(distribution.worker_index() * size, num_examples, distribution.num_workers() * size)
     for first in own:
         count = min(size, num_examples - first)
         x, z = simulate(model, count, random.at_row(data_seed, first))
-        forward = anneal.forward(x, step_sizes, random.at_row(lower_seed, first))
-        backward = anneal.backward(x, z, step_sizes, random.at_row(upper_seed, first))
-        for run, results in zip(runs, (forward, backward), strict=True):
-            run.add(x, *_results(*results))
+        runs[0].add(x, *score_in_parts(score_below, x, first))
+        runs[1].add(x, *score_in_parts(score_above, (x, z), first))
         rows.extend(range(first, first + count))
     joined = (of_all_workers(rows, run.columns, run.sums) for run in runs)
     below, above = (_summary(*results, settings) for results in joined)
@@ -246,9 +253,9 @@ class _Annealing:
         self.num_transitions = num_temperatures - 1
         number, steps = tf.TensorSpec([]), tf.TensorSpec([self.num_transitions])
         latents = tf.TensorSpec([None, model.latent_dim])
-        self.follow = tf.function(self._follow, [images, SEED_SPEC, number])
-        self.forward = tf.function(self._forward, [images, steps, SEED_SPEC])
-        self.backward = tf.function(self._backward, [images, latents, steps, SEED_SPEC])
+        self.follow = fusing_graph(self._follow, [images, SEED_SPEC, number])
+        self.forward = fusing_graph(self._forward, [images, steps, SEED_SPEC])
+        self.backward = fusing_graph(self._backward, [images, latents, steps, SEED_SPEC])
 
     def step_sizes(self, pilot: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Returns a step size for each transition, `[T - 1]`: the given one, or tuned.

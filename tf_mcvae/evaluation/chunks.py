@@ -1,17 +1,19 @@
 """Examples in chunks: bounded memory, progress, and going on where one was interrupted."""
 
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_mcvae import distribution
+from tf_mcvae import cores, distribution
 from tf_mcvae.checks import check_not_empty, plain_errors
 from tf_mcvae.files import replacing
 from tf_mcvae.models import MonteCarloVAE
@@ -20,7 +22,7 @@ Array = np.ndarray[Any, Any]
 
 # Takes examples `[n, ...]` and the number of the first; gives columns `[R, n]` of results and sums
 # `[T]` over the examples.
-ScoreFn = Callable[[tf.Tensor, int], tuple[Array, Array]]
+ScoreFn = Callable[[Any, int], tuple[Array, Array]]
 
 
 def batches(model: MonteCarloVAE, data: Any, size: int) -> Iterator[tf.Tensor]:
@@ -91,11 +93,36 @@ def score_in_chunks(
         done = min(max(progress.num_done - len(rows), 0), len(x))
         progress.pass_over(x[:done])
         if done < len(x):
-            columns, sums = score(x[done:], first + done)
-            progress.add(x[done:], np.asarray(columns), np.asarray(sums))
+            progress.add(x[done:], *score_in_parts(score, x[done:], first + done))
         rows.extend(range(first, first + len(x)))
     progress.finish()
     return of_all_workers(rows, progress.columns, progress.sums)
+
+
+def score_in_parts(score: ScoreFn, rows: Any, first: int) -> tuple[Array, Array]:
+    """Scores a chunk, parts of it side by side where cores share batches.
+
+    Args:
+        score: Scores a part.
+        rows: A structure of tensors `[n, ...]`.
+        first: Number of the first example.
+
+    Returns:
+        Columns `[R, n]` and sums `[T]`.
+    """
+    size = len(tf.nest.flatten(rows)[0])
+    count = 1 if tf.distribute.has_strategy() else min(cores.num_parts(), size)
+    if count == 1:
+        return score(rows, first)
+    edges = [size * i // count for i in range(count + 1)]
+
+    def score_part(start: int, end: int) -> tuple[Array, Array]:
+        return score(tf.nest.map_structure(lambda t: t[start:end], rows), first + start)
+
+    with ThreadPoolExecutor(count) as threads:
+        parts = list(threads.map(lambda ends: score_part(*ends), itertools.pairwise(edges)))
+    columns, sums = zip(*parts, strict=True)
+    return np.concatenate(columns, axis=-1), np.sum(sums, axis=0)
 
 
 def _own_chunks(model: MonteCarloVAE, data: Any, size: int) -> Iterator[tuple[int, tf.Tensor]]:

@@ -24,6 +24,7 @@ from tf_mcvae.evaluation.results import (
     summarise,
     to_plain,
 )
+from tf_mcvae.fusion import fusing_graph
 from tf_mcvae.models import MonteCarloVAE
 
 # Draws of an example that are made together: the numbers hang on this, and so it is no setting.
@@ -104,9 +105,10 @@ def estimate_bound(
     check_positive_integer("chunk_size", chunk_size)
     base_seed = random.as_seed(seed)
 
-    @tf.function(input_signature=[images_spec(model, data), SEED_SPEC])
-    def bound(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def bound_of(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return model.bound(x, seed)[tf.newaxis]
+
+    bound = fusing_graph(bound_of, [images_spec(model, data), SEED_SPEC])
 
     def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
         return np.asarray(bound(x, random.at_row(base_seed, first)), np.float64), np.zeros([0])
@@ -151,14 +153,13 @@ def _from_encoder(
 def _block_of_weights(
     model: MonteCarloVAE, images: tf.TensorSpec, size: int
 ) -> Callable[..., tf.Tensor]:
-    @tf.function(input_signature=[images, SEED_SPEC])
     def draw(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         posterior = model.posterior(x)
         path = model.path(x, posterior)
         state = model.draw_posterior(posterior, size, seed)
         return path.target_log_prob_fn(state) - path.base_log_prob_fn(state)
 
-    return draw
+    return fusing_graph(draw, [images, SEED_SPEC])
 
 
 @dataclass(frozen=True)
