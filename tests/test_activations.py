@@ -8,10 +8,12 @@ import scipy.stats
 import tensorflow as tf
 
 from tf_mcvae.activations import gelu, get_activation
+from tf_mcvae.fusion import fusing_graph
 
 MODES = {
     "eager": lambda function: function,
     "graph": tf.function,
+    "fused": fusing_graph,
     "xla": lambda function: tf.function(function, jit_compile=True),
 }
 each_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
@@ -97,7 +99,8 @@ def test_log_softmax_runs_over_the_last_axis(mode):
     np.testing.assert_allclose(second, -p[..., :1] * (onehot - p), rtol=1e-10)
 
 
-def test_gelu_derivatives_are_finite_differences_to_the_third():
+@each_mode
+def test_gelu_derivatives_are_finite_differences_to_the_third(mode):
     x, step = tf.constant(np.linspace(-4.0, 4.0, 33)), 1e-5
 
     def all_three(x):
@@ -106,15 +109,18 @@ def test_gelu_derivatives_are_finite_differences_to_the_third():
             y, first, second = derivatives(gelu)(x)
         return y, first, second, tape.gradient(second, x)
 
-    above, here, below = (all_three(x + t) for t in (step, 0.0, -step))
+    above, here, below = (mode(all_three)(x + t) for t in (step, 0.0, -step))
     for order in range(3):
         difference = (above[order] - below[order]) / (2 * step)
         np.testing.assert_allclose(here[order + 1], difference, atol=1e-8)
 
 
-def test_gelu_is_finite_for_large_numbers():
+@each_mode
+def test_gelu_is_finite_for_large_numbers(mode):
     for dtype, largest in (("float32", 3e38), ("float64", 1e150), ("float16", 65504.0)):
-        for result in derivatives(gelu)(tf.constant([-largest, -300.0, 300.0, largest], dtype)):
+        for result in mode(derivatives(gelu))(
+            tf.constant([-largest, -300.0, 300.0, largest], dtype)
+        ):
             assert np.all(np.isfinite(result))
 
 

@@ -9,10 +9,10 @@ import os
 import pathlib
 import time
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from recorder import recorded
 
 from tf_mcvae import sources
 from tf_mcvae.datasets import Data, DataSpec, load, skip_epochs
@@ -151,30 +151,9 @@ class TestOrder:
         np.testing.assert_array_equal(stack(repeated.take(27))[:1350], whole[2])
 
 
-class Recorder(keras.Model):
-    """Remembers what it is trained on."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def train_step(self, data):
-        self.seen.append(data.numpy())
-        return {"loss": tf.reduce_mean(data)}
-
-    def test_step(self, data):
-        return {"loss": tf.reduce_mean(data)}
-
-
 class TestKeras:
     def fit(self, data, epochs):
-        model = Recorder()
-        model.built = True
-        model.compile(run_eagerly=True)
-        model.fit(
-            data.train, validation_data=data.validation, epochs=epochs, shuffle=False, verbose=0
-        )
-        return np.concatenate(model.seen)
+        return recorded(data.train, epochs, validation_data=data.validation)
 
     def test_fit_takes_one_pass_an_epoch_and_resumes(self):
         options = {"batch_size": 270, "binarize": "dynamic", "seed": 1}

@@ -14,6 +14,7 @@ import tensorflow as tf
 from reference_weights import group, reference_arrays
 from replay import ROOT_SEED, Fixture, replay_draws
 
+from tf_mcvae.fusion import fusing_graph
 from tf_mcvae.importance import annealed_importance_sampling
 from tf_mcvae.kernels import HamiltonianMonteCarlo
 from tf_mcvae.migrate import transition_network_weights
@@ -23,6 +24,7 @@ PUBLISHED_CONV = HERE.parent.parent / "shared/reference/conv"
 MODES = {
     "eager": lambda function: function,
     "graph": tf.function,
+    "fused": fusing_graph,
     "xla": lambda function: tf.function(function, jit_compile=True),
 }
 
@@ -68,10 +70,11 @@ def evaluate(model, x):
     return estimate, run, gradients
 
 
-# Compiled one of each kind; `--runslow` all of them.
+# Compiled one of each kind; `--runslow` all of them. Fused is what the convolutional ones have.
 COMPILED = {
     "graph": ("iwae", "lmcvae_sigmoidal_g"),
     "xla": ("vae_g", "amcvae_mh_s"),
+    "fused": (),
     "eager": "",
 }
 

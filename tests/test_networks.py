@@ -12,6 +12,7 @@ from reference import gelu
 from reference_weights import CONV_FIXTURES, DENSE_FIXTURES, reference_arrays, set_reference_weights
 
 from tf_mcvae.activations import ACTIVATIONS
+from tf_mcvae.fusion import fusing_graph
 from tf_mcvae.likelihoods import Bernoulli, Gaussian
 from tf_mcvae.networks import Decoder, Encoder, nearest_resize
 
@@ -19,6 +20,7 @@ LATENT_DIM = 3
 MODES = {
     "eager": lambda function: function,
     "graph": tf.function,
+    "fused": fusing_graph,
     "xla": lambda function: tf.function(function, jit_compile=True),
 }
 each_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
@@ -367,7 +369,7 @@ def test_xla_differentiates_loops_over_resizes_of_unknown_batches(size):
     ("architecture", "activation"), [("conv", "gelu"), *(("dense", name) for name in ACTIVATIONS)]
 )
 def test_second_order_gradients_agree_in_all_modes(architecture, activation):
-    """d/dθ of |d log p(x|z)/dz|², by autodiff in three modes and by finite differences."""
+    """d/dθ of |d log p(x|z)/dz|², by autodiff in all modes and by finite differences."""
     decoder = Decoder((9, 12, 1), architecture, activation, (6,), dtype="float64")
     decoder.build((None, LATENT_DIM))
     weights = [v.value for v in decoder.trainable_variables]

@@ -28,7 +28,7 @@ def fusing() -> Iterator[None]:
         _is_fusing.reset(token)
 
 
-def fusing_graph(function: Callable[..., Any], input_signature: Any) -> Any:
+def fusing_graph(function: Callable[..., Any], input_signature: Any = None) -> Any:
     """Returns `tf.function(function, input_signature)`, within `fusing()`."""
 
     def within(*args: Any) -> Any:

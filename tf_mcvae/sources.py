@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tf_mcvae.image_files import Files
 from tf_mcvae.random import as_seed, fold_in, uniform
 from tf_mcvae.records import SPLITS, TFDS_INFO, read_records, tfds_shards
-from tf_mcvae.streams import FIXED_SEED, Size, Stream, resize
+from tf_mcvae.streams import FIXED_SEED, Size, Stream, resize, without_alpha
 
 _NPZ_KEYS = (("x", "", ""), SPLITS, ("x_train", "x_validation", "x_test"))
 _DIGITS_TEST = 297
@@ -200,7 +200,7 @@ def _decode(path: str, size: Size) -> NDArray[np.uint8]:
         image = tf.io.decode_image(tf.io.read_file(path), expand_animations=False)
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(f"This image cannot be decoded. Received: {path!r}") from error
-    return resize(image[..., : 1 if image.shape[-1] < 3 else 3], size).numpy()  # No alpha channel.
+    return resize(without_alpha(image), size).numpy()
 
 
 def _read_tfds(entry: _Entry, size: Size, data_dir: Any) -> dict[str, Images]:

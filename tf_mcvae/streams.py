@@ -140,7 +140,7 @@ class Stream:
         def read(number: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
             name = source.name(number, item)
             image = _decoded_or_error(decode, item, name)
-            return _with_shape(_without_alpha(image), shape, size, name)
+            return _with_shape(without_alpha(image), shape, size, name)
 
         return cls(source, window, read, tf.TensorSpec(shape, tf.uint8))
 
@@ -205,7 +205,7 @@ def _look_at_some(source: Source) -> list[tuple[str, tuple[int, int, int]]]:
     for number, item in source.few():
         name = source.name(number, item).numpy().decode(errors="replace")
         try:
-            image = _without_alpha(source.decode(item))
+            image = without_alpha(source.decode(item))
         except tf.errors.OpError as error:
             raise ValueError(f"This image cannot be decoded. Received: {name!r}") from error
         found.append((name, tuple(image.shape)))
@@ -236,7 +236,8 @@ def _decoded_or_error(
     return decoded.concatenate(one.map(fail)).take(1).get_single_element()
 
 
-def _without_alpha(image: tf.Tensor) -> tf.Tensor:
+def without_alpha(image: tf.Tensor) -> tf.Tensor:
+    """Returns an image `[H, W, C]` in grey or colour, `[H, W, 1]` or `[H, W, 3]`."""
     return image[..., : tf.where(tf.shape(image)[-1] < 3, 1, 3)]
 
 

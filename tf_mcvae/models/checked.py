@@ -1,13 +1,12 @@
 """Keras' entry points with checks of what is handed to them."""
 
-import contextlib
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_mcvae.checks import check_dataset, check_images, check_not_empty, plain_errors
-from tf_mcvae.distribution import check_distributed_compile
+from tf_mcvae.distribution import check_distributed_compile, scope
 from tf_mcvae.likelihoods import Likelihood
 
 
@@ -72,12 +71,11 @@ class CheckedModel(keras.Model):
     def get_compile_config(self) -> Any:
         """Returns the arguments of `compile`."""
         config = super().get_compile_config()
-        own = {"skip_gradient_norm": self.skip_gradient_norm} if config else {}
-        return config and {
-            **config,
-            **own,
-            **({"jit_compile": True} if self.jit_in_replica else {}),
-        }
+        if config:
+            config["skip_gradient_norm"] = self.skip_gradient_norm
+            if self.jit_in_replica:
+                config["jit_compile"] = True
+        return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as before saving."""
@@ -88,7 +86,7 @@ class CheckedModel(keras.Model):
 
     def _scope(self) -> Any:
         """Returns the scope of the strategy that the model was made in."""
-        return self.distribute_strategy.scope() if self.is_distributed else contextlib.nullcontext()
+        return scope(self.distribute_strategy if self.is_distributed else None)
 
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
         # Under a strategy Keras would read a batch, which a shuffled data set counts as an epoch.

@@ -1,0 +1,66 @@
+"""Where small operations become single loops, and where they must not."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_mcvae
+from tf_mcvae.activations import gelu
+from tf_mcvae.fusion import fusing, fusing_graph
+from tf_mcvae.networks import nearest_resize
+
+SHAPE = (8, 8, 1)
+
+
+def has_loops(function):
+    """Whether the graph of a function, traced by now, has parts that XLA is to compile."""
+    graph = function.get_concrete_function(tf.TensorSpec([None, *SHAPE])).graph.as_graph_def()
+    return any("_XlaMustCompile" in library.attr for library in graph.library.function)
+
+
+@pytest.mark.parametrize("function", [gelu, lambda x: nearest_resize(x, 16, 12)])
+def test_only_a_fusing_graph_has_loops(function):
+    assert has_loops(fusing_graph(function))
+    assert not has_loops(tf.function(function))
+    with fusing():  # Not eagerly, nor in graphs that are made without asking for it.
+        assert not has_loops(tf.function(function))
+
+
+def conv_model(**kwargs):
+    networks = tf_mcvae.Encoder(2), tf_mcvae.Decoder(SHAPE)
+    model = tf_mcvae.LMCVAE(*networks, num_transitions=2, **kwargs)
+    model.build((None, *SHAPE))
+    return model
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_training_step_is_fused_unless_xla_compiles_it(jit, monkeypatch):
+    model, entered = conv_model(), []
+    estimate = type(model).estimate
+
+    def spying(self, x, seed, training):
+        entered.append(has_loops(tf.function(gelu)))
+        return estimate(self, x, seed, training)
+
+    monkeypatch.setattr(type(model), "estimate", spying)
+    model.compile("adam", jit_compile=jit)
+    assert np.isfinite(model.train_on_batch(np.zeros([2, *SHAPE], np.float32))).all()
+    assert set(entered) == {not jit}
+
+
+def test_gradients_of_the_whole_model_are_those_of_the_plain_graph():
+    """Through two transitions and so through second derivatives, of one and of many rows."""
+    model, seed = conv_model(), tf.constant([1, 2, 0])
+    variables = [variable.value for variable in model.trainable_variables]
+
+    def gradients(x):
+        with tf.GradientTape() as tape:
+            loss = model.estimate(x, seed, training=True).loss
+        return [loss, *tape.gradient(loss, variables)]
+
+    plain, fused = tf.function(gradients), fusing_graph(gradients)
+    for size in (1, 7):
+        x = np.random.default_rng(0).integers(0, 2, [size, *SHAPE]).astype(np.float32)
+        for actual, expected in zip(fused(x), plain(x), strict=True):
+            scale = np.max(np.abs(expected))
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * scale)
