@@ -93,6 +93,7 @@ REPLICAS = [
     ("LMCVAE-acceptance", {"optimizer": {"global_clipnorm": 1.0}}),
     ("LMCVAE-acceptance", {"jit_compile": True, "skip_gradient_norm": 2.0}),
     ("LMCVAE-variance", {"num": 17}),
+    ("LMCVAE-variance", {"num": 17, "cores": 2}),
     ("LMCVAE-learned", {"optimizer": {"clipvalue": 0.1}}),
     ("AMCVAE", {"num": 20}),
     ("VAE", {"run_eagerly": True, "weighted": True}),

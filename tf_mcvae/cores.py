@@ -27,8 +27,9 @@ def parallelize_over_batch(num_cores: int | None = None) -> None:
     Call it before TensorFlow computes anything. Then `fit`, `evaluate`, `predict` and the
     evaluations of this package compute parts of a batch side by side, one on each core; every
     TensorFlow operation of the process, also of other models, runs on one thread. On a machine with
-    a GPU it does nothing. Not divided are steps that XLA compiles, eager ones, and the training of
-    networks that have a state of their own (batch normalisation, dropout).
+    a GPU it does nothing. Not divided are steps that XLA compiles, eager ones, those of small dense
+    networks (below a million weights), and the training of networks with weights that are not
+    trained (batch normalisation, dropout, frozen layers).
 
     Args:
         num_cores: How many; by default those that the process may use, 16 at most. 1 changes

@@ -56,18 +56,21 @@ def fused(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
 
 
 def fused_elementwise(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Marks an elementwise function to be one loop, as are its derivatives of any order.
+    """Marks an elementwise function to be one loop over images, as are its derivatives.
+
+    A dense layer's numbers `[N, D]` are too few for what calling a loop costs.
 
     Args:
         function: Maps a tensor to one of the same shape, each element for itself.
 
     Returns:
-        The function; its value and each derivative, times what flows back, are a loop each.
+        The function; its value and each derivative, of any order and times what flows back, are a
+        loop each.
     """
     loop = _with_derivatives(function)
 
     def call(x: tf.Tensor) -> tf.Tensor:
-        if not _is_fusing.get():
+        if not _is_fusing.get() or x.shape.rank < 3:
             return function(x)
         # Of a vector XLA's loops are divided among cores best.
         outputs = tf.reshape(loop(tf.reshape(x, [-1])), tf.shape(x))

@@ -3,7 +3,8 @@
     python trained.py CASE DEVICES OUTPUT.npz [OPTIONS AS JSON]
 
 DEVICES is `one`, `mirrored` (two logical CPUs) or `workers` (TF_CONFIG says which). Of the model's
-training, evaluation and predictions everything goes to OUTPUT.npz.
+training, evaluation and predictions everything goes to OUTPUT.npz. Option `cores`: so many share
+what a device has of a batch.
 """
 
 import json
@@ -19,6 +20,7 @@ import tensorflow as tf
 
 import tf_mcvae
 from tf_mcvae import distribution
+from tf_mcvae.models import training_loop
 
 SHAPE = (4, 4, 1)
 _rng = np.random.default_rng(0)
@@ -102,6 +104,8 @@ def train(model, epochs=2, batch_size=8, num=21, weighted=False, **kwargs):
 
 def main(case, devices, output, options="{}"):
     options = json.loads(options)
+    tf_mcvae.parallelize_over_batch(options.pop("cores", 1))
+    training_loop._FEW_WEIGHTS = 0  # Else the small networks here would not be divided.
     strategy = strategy_of(devices)
     training = {key: options.pop(key) for key in ("num", "weighted", "epochs") if key in options}
     np.savez(pathlib.Path(output), **train(make(case, strategy, **options), **training))

@@ -6,6 +6,7 @@ sum, and what is averaged over a batch is averaged over the whole one. Each exam
 belong to its number in the batch, however the batch is divided.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ import tensorflow as tf
 from tf_mcvae import cores, distribution, random
 from tf_mcvae.fusion import fusing
 from tf_mcvae.models.checked import CheckedModel
+
+# Dense networks of fewer are computed faster than they are called.
+_FEW_WEIGHTS = 1_000_000
 
 # The streams of random numbers that a model draws from its one seed.
 TRAIN_STREAM, TEST_STREAM, CALL_STREAM = 0, 1, 2
@@ -133,16 +137,24 @@ class TrainingLoop(CheckedModel):
         self, function: Callable[[Any, tf.Tensor], Any], rows: Any, training: bool = False
     ) -> list[Any]:
         """Calls a function of rows and the number of the first; see `cores.in_parts`."""
-        networks = (self.encoder, self.decoder)
-        has_state = any(network.non_trainable_variables for network in networks)
         if self.jit_in_replica:
             function = tf.function(function, jit_compile=True)
         if self.jit_in_replica or self.jit_compile:
             return [function(rows, tf.constant(0))]
         with fusing():
-            if training and has_state:
+            if self._is_light() or (training and self._has_state()):
                 return [function(rows, tf.constant(0))]
             return cores.in_parts(function, rows)
+
+    def _is_light(self) -> bool:
+        """Returns whether a step is mostly calls of operations, of which parts would make more."""
+        shapes = [variable.shape for variable in self.trainable_variables]
+        has_convolutions = any(len(shape) > 2 for shape in shapes)
+        return not has_convolutions and sum(map(math.prod, shapes)) < _FEW_WEIGHTS
+
+    def _has_state(self) -> bool:
+        """Returns whether training changes, say, moving means, as parts would do all at once."""
+        return any(network.non_trainable_variables for network in (self.encoder, self.decoder))
 
     def _differentiate(
         self, x: tf.Tensor, weight: tf.Tensor | None, seed: tf.Tensor, total: tf.Tensor
