@@ -37,7 +37,7 @@ def test_the_few_numbers_of_dense_layers_are_not_fused():
     assert not has_loops(function)
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_training_step_is_fused_unless_xla_compiles_it(jit, monkeypatch):
     model, entered = conv_model(tf_mcvae.VAE), []
     estimate = type(model).estimate
@@ -52,6 +52,7 @@ def test_a_training_step_is_fused_unless_xla_compiles_it(jit, monkeypatch):
     assert set(entered) == {not jit}
 
 
+@pytest.mark.slow
 def test_gradients_of_the_whole_model_are_those_of_the_plain_graph():
     """Through a transition and so through second derivatives."""
     model, seed = conv_model(tf_mcvae.LMCVAE, num_transitions=1), tf.constant([1, 2, 0])
