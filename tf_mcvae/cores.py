@@ -8,7 +8,7 @@ on its number in the batch.
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -84,23 +84,23 @@ def in_parts(function: Callable[[Any, tf.Tensor], Any], rows: Any) -> list[Any]:
     # Traced once. Not inlined, each call has a scheduler of its own, and the graph stays small.
     part_of = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
     size = tf.shape(next(row for row in tf.nest.flatten(rows) if row is not None))[0]
+    return [part_of(part, first) for first, part in divided(rows, size, count)]
+
+
+def divided(rows: Any, size: Any, count: int) -> list[tuple[Any, Any]]:
+    """Divides rows as evenly as can be.
+
+    Args:
+        rows: A structure of tensors `[B, ...]` and None.
+        size: B, an integer or a tensor.
+        count: Number of the parts.
+
+    Returns:
+        The number of each part's first row, and the part.
+    """
+
+    def cut(first: Any, end: Any) -> Any:
+        return tf.nest.map_structure(lambda t: None if t is None else t[first:end], rows)
+
     edges = [size * i // count for i in range(count + 1)]
-    return [part_of(_rows(rows, *ends), ends[0]) for ends in itertools.pairwise(edges)]
-
-
-def _rows(structure: Any, first: tf.Tensor, end: tf.Tensor) -> Any:
-    return tf.nest.map_structure(lambda t: None if t is None else t[first:end], structure)
-
-
-def pooled(values: Sequence[Any], sizes: Sequence[tf.Tensor]) -> Any:
-    """Pools means over parts, structures of tensors; those of parts without rows are left out."""
-    total = tf.add_n([tf.cast(size, tf.float32) for size in sizes])
-
-    def pool(*means: tf.Tensor) -> tf.Tensor:
-        terms = [
-            tf.math.multiply_no_nan(mean, tf.cast(size, mean.dtype))
-            for mean, size in zip(means, sizes, strict=True)
-        ]
-        return tf.add_n(terms) / total
-
-    return values[0] if len(values) == 1 else tf.nest.map_structure(pool, *values)
+    return [(first, cut(first, end)) for first, end in itertools.pairwise(edges)]

@@ -6,6 +6,7 @@ TF_CONFIG. Outside a strategy all that follows is the identity.
 """
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,13 +29,10 @@ class Share(NamedTuple):
 
     Attributes:
         first: Number of the replica's first example in the whole batch, `int32`.
-        size: Its number of examples, `float32`; of several replicas it may be 0 at the end of a
-            data set.
         total: The whole batch's number of examples, `float32`.
     """
 
     first: tf.Tensor
-    size: tf.Tensor
     total: tf.Tensor
 
 
@@ -105,15 +103,15 @@ def share_of_batch(size: tf.Tensor) -> Share:
     """Returns the replica's share of a batch, which outside a strategy is all of it.
 
     Args:
-        size: The replica's number of examples.
+        size: The replica's number of examples; 0 for some at the end of a data set.
     """
     size = tf.cast(size, tf.float32)
     if not tf.distribute.has_strategy():
-        return Share(tf.constant(0), size, size)
+        return Share(tf.constant(0), size)
     index = _replica_index()
     sizes = all_sum(tf.one_hot(index, num_replicas()) * size)
     first = tf.cumsum(sizes, exclusive=True)[index]
-    return Share(tf.cast(first, tf.int32), sizes[index], tf.reduce_sum(sizes))
+    return Share(tf.cast(first, tf.int32), tf.reduce_sum(sizes))
 
 
 def all_sum(values: Any) -> Any:
@@ -149,12 +147,22 @@ def _all_reduce(values: Any) -> Any:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-def pooled_mean(values: Any, count: tf.Tensor) -> Any:
-    """Pools means over the replicas, each from `count` numbers; those from none are left out."""
-    if not tf.distribute.has_strategy():
-        return values
-    weighted = tf.nest.map_structure(lambda v: tf.math.multiply_no_nan(v, count), values)
-    total, sums = all_sum((count, weighted))
+def pooled_mean(parts: Sequence[Any], counts: Sequence[tf.Tensor]) -> Any:
+    """Pools means over the parts of a batch and over the replicas; those from none are left out.
+
+    Args:
+        parts: Means over each of the replica's parts, a structure of tensors.
+        counts: From how many numbers each of them is, `float32`.
+    """
+    if len(parts) == 1 and not tf.distribute.has_strategy():
+        return parts[0]
+
+    def weighted_sum(*means: tf.Tensor) -> tf.Tensor:
+        return tf.add_n(
+            [tf.math.multiply_no_nan(*pair) for pair in zip(means, counts, strict=True)]
+        )
+
+    total, sums = all_sum((tf.add_n(counts), tf.nest.map_structure(weighted_sum, *parts)))
     return tf.nest.map_structure(lambda v: v / total, sums)
 
 

@@ -18,7 +18,7 @@ from tf_mcvae.cli import Parser, add_debug, answer_errors, leave
 from tf_mcvae.cluster import LostWorkerError, Worker, joined, this_worker
 from tf_mcvae.files import write_json
 from tf_mcvae.runs import RunFolder
-from tf_mcvae.settings import RunConfig, choice, integer, number, option, parse_bool
+from tf_mcvae.settings import RunConfig, choice, cores_option, integer, number, option, parse_bool
 
 if TYPE_CHECKING:
     from tf_mcvae.scores import Scores
@@ -89,13 +89,7 @@ class EvaluationConfig:
         "progress, and are kept by --checkpoint, more often (default: 5000 draws, 1600 chains)",
     )
 
-    cores: int | None = option(
-        None,
-        ESTIMATES,
-        integer(1),
-        "cores that share each batch, without a GPU and --strategy; 1: TensorFlow divides each "
-        "operation among all instead (default: all, 16 at most)",
-    )
+    cores: int | None = cores_option(ESTIMATES)
     strategy: str = option(
         "none",
         ESTIMATES,

@@ -136,6 +136,17 @@ def option(default: Any, group: str, parse: Callable[[str], Any], text: str, *na
     )
 
 
+def cores_option(group: str) -> Any:
+    """Describes the setting `cores`, which both commands have."""
+    return option(
+        None,
+        group,
+        integer(1),
+        "cores that share each batch, without a GPU and --strategy; 1: TensorFlow divides each "
+        "operation among all instead (default: all, 16 at most)",
+    )
+
+
 DATA = "data"
 MODEL = "model"
 TRANSITIONS = "transitions (L-MCVAE and A-MCVAE)"
@@ -353,13 +364,7 @@ class RunConfig:
         "GPUs that TensorFlow sees, of which it uses the first, or with --strategy all; 0: none "
         "(default: all)",
     )
-    cores: int | None = option(
-        None,
-        TRAINING,
-        integer(1),
-        "cores that share each batch, without a GPU and --strategy; 1: TensorFlow divides each "
-        "operation among all instead (default: all, 16 at most)",
-    )
+    cores: int | None = cores_option(TRAINING)
     strategy: str = option(
         "none",
         TRAINING,

@@ -1,7 +1,6 @@
 """Examples in chunks: bounded memory, progress, and going on where one was interrupted."""
 
 import hashlib
-import itertools
 import json
 import os
 import pathlib
@@ -114,14 +113,14 @@ def score_in_parts(score: ScoreFn, rows: Any, first: int) -> tuple[Array, Array]
     count = 1 if tf.distribute.has_strategy() else min(cores.num_parts(), size)
     if count == 1:
         return score(rows, first)
-    edges = [size * i // count for i in range(count + 1)]
 
-    def score_part(start: int, end: int) -> tuple[Array, Array]:
-        return score(tf.nest.map_structure(lambda t: t[start:end], rows), first + start)
+    def score_part(part: tuple[int, Any]) -> tuple[Array, Array]:
+        start, rows = part
+        return score(rows, first + start)
 
     with ThreadPoolExecutor(count) as threads:
-        parts = list(threads.map(lambda ends: score_part(*ends), itertools.pairwise(edges)))
-    columns, sums = zip(*parts, strict=True)
+        results = threads.map(score_part, cores.divided(rows, size, count))
+    columns, sums = zip(*results, strict=True)
     return np.concatenate(columns, axis=-1), np.sum(sums, axis=0)
 
 

@@ -9,7 +9,6 @@ import tensorflow as tf
 from tf_mcvae import random
 from tf_mcvae.annealing import AnnealedPath, get_schedule
 from tf_mcvae.checks import check_positive_integer
-from tf_mcvae.cores import pooled
 from tf_mcvae.distribution import all_sum, pooled_mean
 from tf_mcvae.importance import AnnealedSamples, TraceFn, annealed_importance_sampling
 from tf_mcvae.kernels import AnnealedKernel, MetropolisHastings, TransitionResults
@@ -82,8 +81,8 @@ def pool_statistics(parts: Sequence[TransitionStatistics]) -> tuple[tf.Tensor, t
     if len(parts) == 1 and not tf.distribute.has_strategy():
         return parts[0].acceptance, parts[0].score_std
     counts = [part.count for part in parts]
-    means = pooled([(part.acceptance, part.score_mean) for part in parts], counts)
-    acceptance, mean = pooled_mean(means, tf.add_n(counts))
+    means = [(part.acceptance, part.score_mean) for part in parts]
+    acceptance, mean = pooled_mean(means, counts)
     scatter = tf.add_n([part.scatter(mean) for part in parts])
     scatter, total = all_sum((scatter, tf.add_n(counts)))
     return acceptance, tf.sqrt(scatter / (total - 1.0))

@@ -258,13 +258,12 @@ class TrainingLoop(CheckedModel):
     def _track(self, estimate: Estimate, weight: tf.Tensor | None) -> dict[str, Any]:
         """Updates the metrics; each is averaged over examples, whatever the batches' sizes."""
         examples = {"loss": estimate.loss, "bound": estimate.bound}
-        size = tf.cast(tf.size(estimate.loss), tf.float32)
         if tf.distribute.has_strategy():
             # Each replica tracks what all of them have, and so shows it after every step.
             examples, weight = distribution.weighted_mean(examples, weight)
         for name, values in examples.items():
             self._trackers[name].update_state(values, sample_weight=weight)
-        for name, value in distribution.pooled_mean(dict(estimate.metrics), size).items():
+        for name, value in estimate.metrics.items():
             self._trackers[name].update_state(value)
         return {name: tracker.result() for name, tracker in self._trackers.items()}
 
@@ -305,12 +304,12 @@ class TrainingLoop(CheckedModel):
 
 
 def _joined(parts: Sequence[Estimate]) -> Estimate:
-    """Returns the estimate of a batch from those of its parts."""
-    sizes = [tf.size(part.loss) for part in parts]
+    """Returns the estimate of a batch from those of its parts, its metrics of all replicas."""
+    sizes = [tf.cast(tf.size(part.loss), tf.float32) for part in parts]
     return Estimate(
         tf.concat([part.loss for part in parts], axis=0),
         tf.concat([part.bound for part in parts], axis=0),
-        cores.pooled([dict(part.metrics) for part in parts], sizes),
+        distribution.pooled_mean([dict(part.metrics) for part in parts], sizes),
         tuple(part.adaptation for part in parts),
     )
 
