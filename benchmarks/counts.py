@@ -23,12 +23,15 @@ def encoder_products(case: Case) -> list[Product]:
 
 
 def decoder_products(case: Case) -> list[Product]:
-    """Returns the decoder's linear layer and convolutions, the upsampled pixels counted as such."""
+    """Returns the decoder's linear layer and convolutions.
+
+    Those of upsampled pixels are counted before the upsampling, which copies their products.
+    """
     side, channels = case.image_size // 8, 64
     products = [(1, case.latent_dim, side**2 * channels)]
     for size, middle, width in ((2 * side, 32, 32), (4 * side, 16, 16), (case.image_size, 8, 16)):
-        products += [(size**2, 9 * channels, middle), (size**2, 9 * middle, width)]
-        channels = width
+        products += [(side**2, channels, 9 * middle), (size**2, 9 * middle, width)]
+        side, channels = size, width
     return [*products, (case.image_size**2, channels, 1)]
 
 

@@ -1,5 +1,7 @@
 """Float64 NumPy twins of the library's formulas, and a model whose evidence is known."""
 
+import math
+
 import keras
 import numpy as np
 import scipy.special
@@ -140,3 +142,20 @@ def within(values, expected, num_errors=5.0):
     values = np.asarray(values, np.float64)
     error = values.std(0, ddof=1) / np.sqrt(len(values))
     return np.all(np.abs(values.mean(0) - expected) <= num_errors * error)
+
+
+def numpy_conv(x, kernel, bias):
+    size = kernel.shape[0]
+    padded = np.pad(x, [(0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)])
+    height, width = x.shape[1:3]
+    return bias + sum(
+        padded[:, i : i + height, j : j + width] @ kernel[i, j]
+        for i in range(size)
+        for j in range(size)
+    )
+
+
+def numpy_resize(x, height, width):
+    rows = [math.floor(i * x.shape[1] / height) for i in range(height)]
+    columns = [math.floor(j * x.shape[2] / width) for j in range(width)]
+    return x[:, rows][:, :, columns]

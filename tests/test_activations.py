@@ -6,17 +6,9 @@ import pytest
 import reference
 import scipy.stats
 import tensorflow as tf
+from modes import each_mode
 
 from tf_mcvae.activations import gelu, get_activation
-from tf_mcvae.fusion import fusing_graph
-
-MODES = {
-    "eager": lambda function: function,
-    "graph": tf.function,
-    "fused": fusing_graph,
-    "xla": lambda function: tf.function(function, jit_compile=True),
-}
-each_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
 
 def bump(x):

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_mcvae
 from tf_mcvae.activations import gelu
 from tf_mcvae.fusion import fusing, fusing_graph
-from tf_mcvae.networks import nearest_resize
+from tf_mcvae.upsampling import nearest_resize, upsampled_conv
 
 SHAPE = (8, 8, 1)
 
@@ -18,7 +18,14 @@ def has_loops(function):
     return any("_XlaMustCompile" in library.attr for library in graph.library.function)
 
 
-@pytest.mark.parametrize("function", [gelu, lambda x: nearest_resize(x, 16, 12)])
+@pytest.mark.parametrize(
+    "function",
+    [
+        gelu,
+        lambda x: nearest_resize(x, 16, 12),
+        lambda x: upsampled_conv(x, tf.ones([3, 3, 1, 2]), tf.ones([2]), 16, 16),
+    ],
+)
 def test_only_a_fusing_graph_has_loops(function):
     assert has_loops(fusing_graph(function))
     assert not has_loops(tf.function(function))

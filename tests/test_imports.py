@@ -28,6 +28,7 @@ BELOW_MODELS = {
     "networks",
     "random",
     "transition_networks",
+    "upsampling",
 }
 LIBRARY = BELOW_MODELS | DATA | {"models", "evaluation", "export", "features", "files", "migrate"}
 COMMAND = {
@@ -55,7 +56,8 @@ MAY_IMPORT = {
     "cores": {"checks"},
     "fusion": set(),
     "activations": {"fusion"},
-    "networks": {"activations", "checks", "fusion"},
+    "upsampling": {"fusion"},
+    "networks": {"activations", "checks", "upsampling"},
     "flows": {"checks", "random"},
     "transition_networks": {"activations", "checks", "random"},
     "annealing": set(),

@@ -2,28 +2,20 @@
 
 import ast
 import json
-import math
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference import gelu
+from modes import MODES, each_mode
+from reference import gelu, numpy_conv, numpy_resize
 from reference_weights import CONV_FIXTURES, DENSE_FIXTURES, reference_arrays, set_reference_weights
 
 from tf_mcvae.activations import ACTIVATIONS
-from tf_mcvae.fusion import fusing_graph
 from tf_mcvae.likelihoods import Bernoulli, Gaussian
-from tf_mcvae.networks import Decoder, Encoder, nearest_resize
+from tf_mcvae.networks import Decoder, Encoder
 
 LATENT_DIM = 3
-MODES = {
-    "eager": lambda function: function,
-    "graph": tf.function,
-    "fused": fusing_graph,
-    "xla": lambda function: tf.function(function, jit_compile=True),
-}
-each_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
 
 def rng():
@@ -255,17 +247,6 @@ def test_recorded_gradients_fit_the_variables(path):
 # Against a float64 rewrite of the convolutional pair.
 
 
-def numpy_conv(x, kernel, bias):
-    size = kernel.shape[0]
-    padded = np.pad(x, [(0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)])
-    height, width = x.shape[1:3]
-    return bias + sum(
-        padded[:, i : i + height, j : j + width] @ kernel[i, j]
-        for i in range(size)
-        for j in range(size)
-    )
-
-
 def numpy_block(x, weights):
     y = gelu(numpy_conv(x, next(weights), next(weights)))
     y = gelu(numpy_conv(y, next(weights), next(weights)))
@@ -279,18 +260,13 @@ def numpy_max_pool(x):
     return blocks.max((2, 4))
 
 
-def numpy_resize(x, height, width):
-    rows = [math.floor(i * x.shape[1] / height) for i in range(height)]
-    columns = [math.floor(j * x.shape[2] / width) for j in range(width)]
-    return x[:, rows][:, :, columns]
-
-
 @pytest.mark.parametrize("shape", [(8, 8, 1), (9, 14, 2), (17, 23, 3)], ids=str)
-def test_convolutional_pair_is_its_float64_twin(shape):
+@each_mode
+def test_convolutional_pair_is_its_float64_twin(shape, mode):
     x, z = rng().normal(size=(2, *shape)), rng().normal(size=(2, LATENT_DIM))
     encoder = Encoder(LATENT_DIM, dtype="float64")
     decoder = Decoder(shape, dtype="float64")
-    code, image = encoder(x), decoder(z)
+    code, image = mode(encoder)(x), mode(decoder)(z)
 
     weights = iter(encoder.get_weights())
     y = numpy_block(x, weights)
@@ -308,61 +284,7 @@ def test_convolutional_pair_is_its_float64_twin(shape):
     np.testing.assert_allclose(image, expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ((3, 3), (6, 6)),
-        ((12, 12), (28, 28)),
-        ((13, 3), (13, 7)),
-        ((4, 4), (15, 9)),
-        ((5, 6), (3, 4)),
-    ],
-    ids=str,
-)
-@each_mode
-def test_nearest_resize_and_its_derivatives(before, after, mode):
-    """A linear map: the gradient of `|resize(x)|²/2` is the adjoint, and linear itself."""
-    x = tf.constant(rng().normal(size=(2, *before, 3)))
-    direction = tf.constant(rng().normal(size=(2, *before, 3)))
-
-    def run(x, direction):
-        with tf.GradientTape() as outer:
-            outer.watch(x)
-            with tf.GradientTape() as inner:
-                inner.watch(x)
-                y = nearest_resize(x, *after)
-                energy = 0.5 * tf.reduce_sum(y**2)
-            first = inner.gradient(energy, x)
-        return y, first, outer.gradient(first, x, output_gradients=direction)
-
-    y, first, second = mode(run)(x, direction)
-    np.testing.assert_array_equal(y, numpy_resize(x.numpy(), *after))
-    # How often each pixel is copied, from the resize of its number.
-    numbers = np.arange(np.prod(before)).reshape(1, *before, 1)
-    copies = np.bincount(numpy_resize(numbers, *after).ravel(), minlength=numbers.size)
-    copies = copies.reshape(numbers.shape)
-    np.testing.assert_allclose(first, copies * x.numpy(), rtol=1e-12)
-    np.testing.assert_allclose(second, copies * direction.numpy(), rtol=1e-12)
-
-
 # Second derivatives: what training a bound through its scores asks of a decoder.
-
-
-@pytest.mark.parametrize("size", [(6, 6), (7, 7)])
-def test_xla_differentiates_loops_over_resizes_of_unknown_batches(size):
-    """A gradient that takes sizes from the graph is refused there."""
-
-    @tf.function(input_signature=[tf.TensorSpec([None, 3, 3, 1])], jit_compile=True)
-    def gradient(x):
-        def body(i, x):
-            return i + 1, nearest_resize(x, *size)[:, :3, :3] ** 2
-
-        y = tf.while_loop(lambda i, _: i < 2, body, (0, x), maximum_iterations=2)[1]
-        return tf.gradients(y, x)
-
-    # An image of one value c ends as c^4 in nine pixels.
-    x = np.full([2, 3, 3, 1], 2.0, np.float32)
-    assert np.sum(gradient(x)[0][0]) == pytest.approx(9 * 4 * 2.0**3)
 
 
 @pytest.mark.parametrize(

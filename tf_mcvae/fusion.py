@@ -28,6 +28,11 @@ def fusing() -> Iterator[None]:
         _is_fusing.reset(token)
 
 
+def is_fusing() -> bool:
+    """Returns whether the graph that is being made is fused."""
+    return _is_fusing.get()
+
+
 def fusing_graph(function: Callable[..., Any], input_signature: Any = None) -> Any:
     """Returns `tf.function(function, input_signature)`, within `fusing()`."""
 
@@ -52,7 +57,7 @@ def _has_xla() -> bool:
 def fused(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """Marks a function of tensors, whose gradients it does not change, to be one loop."""
     compiled = _compiled(function)
-    return lambda *args: (compiled if _is_fusing.get() else function)(*args)
+    return lambda *args: (compiled if is_fusing() else function)(*args)
 
 
 def fused_elementwise(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[..., tf.Tensor]:
@@ -70,7 +75,7 @@ def fused_elementwise(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[..
     loop = _with_derivatives(function)
 
     def call(x: tf.Tensor) -> tf.Tensor:
-        if not _is_fusing.get() or x.shape.rank < 3:
+        if not is_fusing() or x.shape.rank < 3:
             return function(x)
         # Of a vector XLA's loops are divided among cores best.
         outputs = tf.reshape(loop(tf.reshape(x, [-1])), tf.shape(x))

@@ -10,83 +10,16 @@ The convolutional pair is that of the Monte Carlo VAE (Thin et al., 2021, arXiv 
 kernels start from the Keras defaults (Glorot uniform, zero biases), not from PyTorch's.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tf_mcvae.activations import activation_config, get_activation
 from tf_mcvae.checks import check_positive_integer
-from tf_mcvae.fusion import fused
-
-
-def nearest_resize(images: Any, height: int, width: int) -> Any:
-    """Resizes images by nearest neighbours; the gradients are cheap to any order.
-
-    Args:
-        images: `[N, H, W, C]`, `H` and `W` known.
-        height: Height of the output.
-        width: Width of the output.
-
-    Returns:
-        `[N, height, width, C]`: pixel `(i, j)` is input `(floor(i H/height), floor(j W/width))`.
-    """
-    return _resize(*images.shape[1:3], height, width)(images)
-
-
-@functools.cache
-def _resize(rows: int, columns: int, height: int, width: int) -> Callable[[Any], Any]:
-    """Returns the resize of images; its gradient, to any order, is made of it and its transpose."""
-    # TensorFlow's own gradients would be a scatter, which is slow here.
-
-    @fused
-    def spread(images: Any) -> Any:
-        return _spread(_spread(images, height, 1), width, 2)
-
-    @fused
-    def collect(images: Any) -> Any:
-        return _collect(_collect(images, columns, 2), rows, 1)
-
-    @tf.custom_gradient
-    def resize(images: Any) -> Any:
-        return spread(images), transpose
-
-    @tf.custom_gradient
-    def transpose(images: Any) -> Any:
-        return collect(images), resize
-
-    return resize
-
-
-def _spread(x: Any, size: int, axis: int) -> Any:
-    """Resizes an axis from `num` to `size` entries: `out[i] = x[floor(i num / size)]`."""
-    num = x.shape[axis]
-    if size % num:
-        return tf.gather(x, np.arange(size) * num // size, axis=axis)
-    before, after = x.shape[1:axis], x.shape[axis + 1 :]
-    copies = tf.stack([x] * (size // num), axis=axis + 1)
-    return tf.reshape(copies, [-1, *before, size, *after])
-
-
-def _collect(x: Any, num: int, axis: int) -> Any:
-    """Sums what `_spread` made of each of `num` entries, a run of consecutive ones."""
-    size = x.shape[axis]
-    if size % num == 0:
-        before, after = x.shape[1:axis], x.shape[axis + 1 :]
-        return tf.reduce_sum(tf.reshape(x, [-1, *before, num, size // num, *after]), axis=axis + 1)
-    counts = np.bincount(np.arange(size) * num // size, minlength=num)
-    first = np.cumsum(counts) - counts
-    mask_shape = [num if i == axis else 1 for i in range(x.shape.rank)]
-    total = 0.0
-    for k in range(counts.max()):
-        term = tf.gather(x, np.minimum(first + k, size - 1), axis=axis)
-        mask = np.reshape(counts > k, mask_shape)
-        total += term if mask.all() else term * tf.cast(mask, x.dtype)
-    return total
+from tf_mcvae.upsampling import nearest_resize, pointwise_conv, upsampled_conv
 
 
 def _options(layer: Any) -> dict[str, Any]:
@@ -94,8 +27,13 @@ def _options(layer: Any) -> dict[str, Any]:
     return {"data_format": "channels_last", "dtype": layer.dtype_policy}
 
 
+def _weights(layer: Any) -> tuple[Any, Any]:
+    """Returns a layer's kernel and bias, of the dtype that it computes in."""
+    return tf.convert_to_tensor(layer.kernel), tf.convert_to_tensor(layer.bias)
+
+
 class _ConvBlock(keras.layers.Layer):
-    """Resize (if asked for), twice a 3x3 convolution and the activation, and a residual connection.
+    """Twice a 3x3 convolution and the activation, and a residual connection.
 
     The input is added to the second activation's output, zeros standing in for the channels it
     lacks at the end. Where the input has more channels than the output, nothing is added.
@@ -106,12 +44,10 @@ class _ConvBlock(keras.layers.Layer):
         activation: Callable[[Any], Any],
         channels: int,
         middle_channels: int | None = None,
-        size: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.channels, self.middle_channels = channels, middle_channels or channels
-        self.size = size
         options = {"padding": "same", "activation": activation, **_options(self)}
         self.first = keras.layers.Conv2D(self.middle_channels, 3, name="first", **options)
         self.second = keras.layers.Conv2D(channels, 3, name="second", **options)
@@ -121,15 +57,61 @@ class _ConvBlock(keras.layers.Layer):
         self.second.build((*input_shape[:3], self.middle_channels))
 
     def call(self, inputs: Any) -> Any:
-        inputs = nearest_resize(inputs, *self.size) if self.size else inputs
-        outputs = self.second(self.first(inputs))
+        outputs = self.second(self._convolve(inputs))
         lacking = self.channels - inputs.shape[-1]
         if lacking < 0:
             return outputs
-        return outputs + (tf.pad(inputs, [[0, 0]] * 3 + [[0, lacking]]) if lacking else inputs)
+        residual = tf.pad(inputs, [[0, 0]] * 3 + [[0, lacking]]) if lacking else inputs
+        return self._add(outputs, residual)
+
+    def _convolve(self, inputs: Any) -> Any:
+        return self.first(inputs)
+
+    def _add(self, outputs: Any, residual: Any) -> Any:
+        return outputs + residual
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        return (input_shape[0], *(self.size or input_shape[1:3]), self.channels)
+        return (*input_shape[:3], self.channels)
+
+
+class _UpsamplingBlock(_ConvBlock):
+    """A block whose input is resized first.
+
+    With `outputs`, a 1x1 convolution to so many channels follows. It is taken of each term of the
+    residual connection, so that of the input only these channels are resized.
+    """
+
+    def __init__(
+        self,
+        activation: Callable[[Any], Any],
+        channels: int,
+        middle_channels: int,
+        size: tuple[int, int],
+        outputs: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(activation, channels, middle_channels, **kwargs)
+        self.size = size
+        self.last = outputs and keras.layers.Conv2D(outputs, 1, name="last", **_options(self))
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        super().build(input_shape)
+        if self.last:
+            self.last.build((*input_shape[:3], self.channels))
+
+    def _convolve(self, inputs: Any) -> Any:
+        kernel, bias = _weights(self.first)
+        return self.first.activation(upsampled_conv(inputs, kernel, bias, *self.size))
+
+    def _add(self, outputs: Any, residual: Any) -> Any:
+        if self.last:
+            kernel, bias = _weights(self.last)
+            outputs = pointwise_conv(outputs, kernel, bias)
+            residual = pointwise_conv(residual, kernel)
+        return outputs + nearest_resize(residual, *self.size)
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        return (input_shape[0], *self.size, self.last.filters if self.last else self.channels)
 
 
 def _check_integers(name: str, values: Any) -> tuple[int, ...]:
@@ -172,8 +154,8 @@ class _Chain(keras.Model):
     def _dense(self, units: int, activation: Any = None) -> Any:
         return keras.layers.Dense(units, activation, dtype=self.dtype_policy)
 
-    def _block(self, name: str, *args: Any) -> _ConvBlock:
-        return _ConvBlock(self.activation, *args, name=name, dtype=self.dtype_policy)
+    def _block(self, cls: type[_ConvBlock], number: int, *args: Any) -> _ConvBlock:
+        return cls(self.activation, *args, name=f"block_{number}", dtype=self.dtype_policy)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Builds the layers for inputs of shape `input_shape`, the batch first."""
@@ -248,10 +230,10 @@ class Encoder(_Chain):
         self.chain = [*body, self._dense(2 * self.latent_dim)]
 
     def _conv(self) -> list[Any]:
-        layers: list[Any] = [self._block("block_0", 16)]
+        layers: list[Any] = [self._block(_ConvBlock, 0, 16)]
         for i, channels in enumerate((32, 64, 64), start=1):
             layers.append(keras.layers.MaxPooling2D(2, **_options(self)))
-            layers.append(self._block(f"block_{i}", channels))
+            layers.append(self._block(_ConvBlock, i, channels))
         return layers
 
     def get_config(self) -> dict[str, Any]:
@@ -311,10 +293,9 @@ class Decoder(_Chain):
         return [
             self._dense(rows * columns * 64),
             keras.layers.Reshape((rows, columns, 64), dtype=self.dtype_policy),
-            self._block("block_0", 32, 32, (2 * rows, 2 * columns)),
-            self._block("block_1", 16, 16, (4 * rows, 4 * columns)),
-            self._block("block_2", 16, 8, (height, width)),
-            keras.layers.Conv2D(channels, 1, **_options(self)),
+            self._block(_UpsamplingBlock, 0, 32, 32, (2 * rows, 2 * columns)),
+            self._block(_UpsamplingBlock, 1, 16, 16, (4 * rows, 4 * columns)),
+            self._block(_UpsamplingBlock, 2, 16, 8, (height, width), channels),
         ]
 
     def get_config(self) -> dict[str, Any]:

@@ -1,0 +1,14 @@
+"""The ways in which TensorFlow may run a function; the results are to be the same."""
+
+import pytest
+import tensorflow as tf
+
+from tf_mcvae.fusion import fusing_graph
+
+MODES = {
+    "eager": lambda function: function,
+    "graph": tf.function,
+    "fused": fusing_graph,
+    "xla": lambda function: tf.function(function, jit_compile=True),
+}
+each_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
