@@ -96,16 +96,20 @@ def _add_neighbours(rows: int, columns: int, height: int, width: int) -> Callabl
     """Returns the map from products `[N, rows, columns, 3, 3, F]` to `[N, height, width, F]`."""
     seen_rows, seen_columns = _seen_by_neighbours(rows, height), _seen_by_neighbours(columns, width)
 
-    def spread(x: Any, seen: list[np.ndarray], axis: int, neighbours: int) -> Any:
-        terms = zip(tf.unstack(x, axis=neighbours), seen, strict=True)
+    def spread(x: Any, seen: list[np.ndarray], axis: int) -> Any:
+        terms = zip(tf.unstack(x, axis=axis + 1), seen, strict=True)
         return functools.reduce(tf.add, [_spread(term, pixels, axis) for term, pixels in terms])
 
-    def collect(x: Any, seen: list[np.ndarray], num: int, axis: int, neighbours: int) -> Any:
-        return tf.stack([_collect(x, pixels, num, axis) for pixels in seen], axis=neighbours)
+    def collect(x: Any, seen: list[np.ndarray], num: int, axis: int) -> Any:
+        return tf.stack([_collect(x, pixels, num, axis) for pixels in seen], axis=axis + 1)
 
+    # Turned so, each axis has its neighbours behind it: [N, rows, 3, columns, 3, F].
+    order = [0, 1, 3, 2, 4, 5]
     return _linear_map(
-        lambda x: spread(spread(x, seen_columns, 2, 4), seen_rows, 1, 3),
-        lambda x: collect(collect(x, seen_columns, columns, 2, 3), seen_rows, rows, 1, 3),
+        lambda x: spread(spread(tf.transpose(x, order), seen_rows, 1), seen_columns, 2),
+        lambda x: tf.transpose(
+            collect(collect(x, seen_rows, rows, 1), seen_columns, columns, 3), order
+        ),
     )
 
 
