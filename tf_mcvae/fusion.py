@@ -69,43 +69,44 @@ def fused_elementwise(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[..
         function: Maps a tensor to one of the same shape, each element for itself.
 
     Returns:
-        The function; its value and each derivative, of any order and times what flows back, are a
-        loop each.
+        The function; its value and the derivatives of each order, times what flows back, are a loop
+        each.
     """
-    loop = _with_derivatives(function)
+    loop = _with_derivatives(lambda x: [function(x)])
 
     def call(x: tf.Tensor) -> tf.Tensor:
         if not is_fusing() or x.shape.rank < 3:
             return function(x)
         # Of a vector XLA's loops are divided among cores best.
-        outputs = tf.reshape(loop(tf.reshape(x, [-1])), tf.shape(x))
+        outputs = tf.reshape(loop(tf.reshape(x, [-1]))[0], tf.shape(x))
         outputs.set_shape(x.shape)
         return outputs
 
     return call
 
 
-def _with_derivatives(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Returns an elementwise function, compiled, whose derivatives are compiled too."""
+def _with_derivatives(function: Callable[..., list[tf.Tensor]]) -> Callable[..., Any]:
+    """Returns a function of tensors, compiled, whose derivatives are compiled too."""
     compiled = _compiled(function)
 
     @functools.cache
-    def pullback(index: int) -> Callable[..., tf.Tensor]:
-        """Returns the product of what flows back and the derivative by one argument."""
+    def pullback(num_inputs: int) -> Callable[..., Any]:
+        """Returns the products of what flows back and the derivatives by each of the inputs."""
 
-        def product(*args: tf.Tensor) -> tf.Tensor:
-            *inputs, upstream = args
+        def products(*args: tf.Tensor) -> list[tf.Tensor]:
+            inputs, upstream = args[:num_inputs], args[num_inputs:]
             with tf.GradientTape() as tape:
-                tape.watch(inputs[index])
+                tape.watch(inputs)
                 outputs = function(*inputs)
-            return tape.gradient(outputs, inputs[index], upstream, tf.UnconnectedGradients.ZERO)
+            gradients = tape.gradient(outputs, inputs, upstream, tf.UnconnectedGradients.ZERO)
+            return list(gradients)
 
-        return _with_derivatives(product)
+        return _with_derivatives(products)
 
     @tf.custom_gradient
     def call(*args: tf.Tensor) -> Any:
-        def grad(upstream: tf.Tensor) -> list[tf.Tensor]:
-            return [pullback(index)(*args, upstream) for index in range(len(args))]
+        def grad(*upstream: tf.Tensor) -> list[tf.Tensor]:
+            return pullback(len(args))(*args, *upstream)
 
         return compiled(*args), grad
 
