@@ -1,11 +1,12 @@
-"""How the training step of an L-MCVAE grows with K, S, the batch, the latent dimension, the image.
+"""Times the training step of an L-MCVAE against K, S, the batch, the latent dimension, the image.
 
     python -m benchmarks.growth
 
-writes docs/performance/growth.csv and growth.png: seconds against each size, the others as in
-benchmarks/cases.py, and the slope of the logarithms between the two largest sizes: 1 is linear.
+writes growth.csv and growth.png: seconds against each size, the others as in benchmarks/cases.py,
+and the slope of the logarithms between the two largest sizes: 1 is linear. Takes five minutes.
 """
 
+import argparse
 import csv
 import dataclasses
 import math
@@ -78,7 +79,18 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 def main() -> None:
     """Measures, writes the table and draws the figure."""
-    folder = ROOT / "docs/performance"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.growth",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--folder",
+        type=pathlib.Path,
+        default=ROOT / "docs/performance",
+        help="where the files are written (default: docs/performance)",
+    )
+    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for name, sizes in SIZES.items():

@@ -1,8 +1,8 @@
 """Times each signature of an export in a C++ process that loads it as TensorFlow Serving does.
 
-    python benchmarks/serving.py                                  # four models on 28x28 images
-    python benchmarks/serving.py --folder saved_models/digits/serving/1
-    python benchmarks/serving.py --json serving.json
+    python -m benchmarks.serving                                  # four models on 28x28 images
+    python -m benchmarks.serving --folder saved_models/digits/serving/1
+    python -m benchmarks.serving --json serving.json
 
 prints, for each signature and size of batch, the median and the 95th percentile of a request's
 milliseconds and the rows answered in a second, one request at a time. What the network and the
@@ -18,13 +18,11 @@ import sys
 import tempfile
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from benchmarks import ROOT
+
+sys.path.append(str(ROOT / "tests"))  # Of `serving.loader`, which is imported where it is needed.
 
 SHAPE, LATENT_DIM = (28, 28, 1), 64
 NUM_SAMPLES = 10  # Of `posterior_samples`.
@@ -109,7 +107,11 @@ def show(title: str, results: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Measures what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--folder", help="a version, instead of models that are made here")
     parser.add_argument("--models", nargs="+", default=["VAE", "LMCVAE"])
     parser.add_argument("--architectures", nargs="+", default=["dense", "conv"])
@@ -118,6 +120,8 @@ def main() -> None:
     parser.add_argument("--json", help="a file to write the numbers to")
     arguments = parser.parse_args()
 
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     import tensorflow as tf
     from serving.loader import build, missing
 

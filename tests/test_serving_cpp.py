@@ -10,6 +10,7 @@ from serving import loader
 from serving.loader import FAILED_PRECONDITION, INTERNAL, INVALID_ARGUMENT, OK
 
 import tf_mcvae
+from benchmarks import serving as serving_benchmark
 from tf_mcvae.export import export_saved_model
 
 pytestmark = pytest.mark.skipif(bool(loader.missing()), reason=loader.missing() or "-")
@@ -270,3 +271,20 @@ def test_a_jitted_export_needs_a_server_with_xla(program, tmp_path):
     got = signatures["posterior_sample"](x=tf.constant(X), seed=tf.constant(SEED))["z"]
     expected = model.posterior_sample(X, 1, SEED)[0]
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_benchmark_times_every_signature(program, tmp_path, capsys):
+    model = tf_mcvae.VAE(*networks("dense"))
+    model.build((None, *SHAPE))
+    version = export_saved_model(model, tmp_path, num_samples=NUM_SAMPLES)
+    rows = serving_benchmark.measure(version, program, batches=[1, 5], repeats=3)
+    signatures = set(REQUESTS) - {"serving_default", "anomaly_score", "anomaly_score_uint8"}
+    assert {(row["signature"], row["batch"]) for row in rows} == {
+        (name, batch) for name in signatures for batch in (1, 5)
+    }
+    for row in rows:
+        assert 0.0 < row["median_ms"] <= row["p95_ms"]
+        assert row["rows_per_second"] == pytest.approx(1e3 * row["batch"] / row["median_ms"])
+    serving_benchmark.show("VAE", rows)
+    assert capsys.readouterr().out.count("`encode`") == 2
