@@ -216,7 +216,7 @@ def gather(rows: Array) -> Array:
     return rows if num_workers() == 1 else np.asarray(_gather(rows.astype(np.float64)))
 
 
-@tf.function(input_signature=[tf.TensorSpec([None, None], tf.float64)])
+@tf.function(input_signature=[tf.TensorSpec([None, None], tf.float64)], autograph=False)
 def _gather(rows: tf.Tensor) -> tf.Tensor:
     strategy = tf.distribute.get_strategy()
 
@@ -245,7 +245,7 @@ def broadcast(variables: list[Any]) -> None:
         is_first = _replica_index() == 0
         return _all_reduce(tf.where(is_first, tf.constant(values), tf.zeros_like(values)))
 
-    shared = tf.function(lambda: strategy.run(share))()
+    shared = tf.function(lambda: strategy.run(share), autograph=False)()
     flat = np.asarray(strategy.experimental_local_results(shared)[0])
     parts = np.split(flat, np.cumsum([np.prod(v.shape, dtype=int) for v in variables])[:-1])
     for variable, part in zip(variables, parts, strict=True):

@@ -34,13 +34,13 @@ def is_fusing() -> bool:
 
 
 def fusing_graph(function: Callable[..., Any], input_signature: Any = None) -> Any:
-    """Returns `tf.function(function, input_signature)`, within `fusing()`."""
+    """Returns `tf.function(function, input_signature)`, within `fusing()`, without AutoGraph."""
 
     def within(*args: Any) -> Any:
         with fusing():
             return function(*args)
 
-    return tf.function(within, input_signature)
+    return tf.function(within, input_signature, autograph=False)
 
 
 @functools.cache

@@ -208,7 +208,7 @@ def latent_statistics(model: MonteCarloVAE, data: Any, chunk_size: int = 1000) -
     """
     check_positive_integer("chunk_size", chunk_size)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def encode(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         normal = model.posterior(x).distribution
         return normal.loc, gaussian_kl_elements(normal.loc, normal.scale)

@@ -68,7 +68,7 @@ def traced(model: MonteCarloVAE, signatures: Sequence[str]) -> dict[str, Any]:
     functions = {}
     for name in signatures:
         function, *specs = named[name]
-        functions[name] = tf.function(function, input_signature=specs)
+        functions[name] = tf.function(function, input_signature=specs, autograph=False)
         check_portable(functions[name].get_concrete_function())
     return functions
 

@@ -210,7 +210,7 @@ class Signatures:
 
     def _sorted_scores(self, images: Any) -> np.ndarray[Any, Any]:
         seeds = np.stack([np.arange(len(images)), np.full(len(images), -1)], axis=1)
-        estimate = tf.function(self._log_likelihood)(
+        estimate = tf.function(self._log_likelihood, autograph=False)(
             tf.convert_to_tensor(images), tf.constant(seeds, tf.int32)
         )
         scores = -estimate["log_likelihood"].numpy()
@@ -226,7 +226,8 @@ class Signatures:
 
     def _rows(self, function: Callable[..., Outputs], *specs: tf.TensorSpec) -> Any:
         """Returns the concrete function of any number of rows."""
-        compiled = tf.function(function, jit_compile=self.options.jit_compile or None)
+        jit_compile = self.options.jit_compile or None
+        compiled = tf.function(function, jit_compile=jit_compile, autograph=False)
         return compiled.get_concrete_function(*specs)
 
     def _chunked(self, function: Any, chunk_size: int | None = None) -> Callable[..., Outputs]:
@@ -266,7 +267,7 @@ class Signatures:
             return finite(function(*with_equal_rows(right, [spec.name for spec in specs])))
 
         served.__name__ = name
-        return tf.function(served).get_concrete_function(*specs)
+        return tf.function(served, autograph=False).get_concrete_function(*specs)
 
 
 def standard_error(log_weights: tf.Tensor) -> tf.Tensor:

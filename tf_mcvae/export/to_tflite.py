@@ -125,7 +125,7 @@ def _runner(content: bytes) -> Any:
 # The error function, which TFLite has only within its GELU.
 
 
-@tf.function(input_signature=[tf.TensorSpec(None, tf.float32)])
+@tf.function(input_signature=[tf.TensorSpec(None, tf.float32)], autograph=False)
 def _erf(x: tf.Tensor) -> tf.Tensor:
     """Computes the error function, to 5e-7.
 

@@ -138,7 +138,7 @@ class TrainingLoop(CheckedModel):
     ) -> list[Any]:
         """Calls a function of rows and the number of the first; see `cores.in_parts`."""
         if self.jit_in_replica:
-            function = tf.function(function, jit_compile=True)
+            function = tf.function(function, jit_compile=True, autograph=False)
         if self.jit_in_replica or self.jit_compile:
             return [function(rows, tf.constant(0))]
         with fusing():
