@@ -56,7 +56,7 @@ def test_parts_follow_each_other(size, parts):
 
 CASES = [
     ("LMCVAE-variance", {"skip_gradient_norm": 2.5}, {"weighted": True, "num": 17}),
-    ("IWAE", {"optimizer": {"global_clipnorm": 1.0}}, {}),
+    pytest.param("IWAE", {"optimizer": {"global_clipnorm": 1.0}}, {}, marks=pytest.mark.slow),
     pytest.param("AMCVAE", {}, {}, marks=pytest.mark.slow),
     pytest.param("LMCVAE-acceptance", {}, {}, marks=pytest.mark.slow),
     pytest.param("LMCVAE-learned", {}, {"num": 17}, marks=pytest.mark.slow),

@@ -233,9 +233,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "AMCVAE")) for name in CASES]
-)
+@pytest.mark.slow  # The recorded gradients of tests/test_fixtures.py are taken in all modes, too.
+@pytest.mark.parametrize("name", CASES)
 def test_same_weights_and_gradients_eager_graph_xla(name):
     compute = value_and_gradients(*CASES[name]())
     values, gradients = compute(SEED)

@@ -113,7 +113,13 @@ def check_step(number, step):
     assert int(model.step) == 1
 
 
-@pytest.mark.parametrize("number", PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, id=pair, marks=[pytest.mark.slow] * ("cifar" not in pair))
+        for pair, number in PAIRS.items()
+    ],
+)
 def test_every_model_takes_a_step_on_every_data_set(number):
     check_step(number, lambda model, x: model.train_step(tf.constant(x)))
 
