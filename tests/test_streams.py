@@ -4,9 +4,8 @@ Small ones stand for large ones: the limit from which on images are streamed is 
 """
 
 import os
-import subprocess
-import sys
 
+import memory
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -324,12 +323,7 @@ class TestRecords:
 
 
 MEASURE = """
-import sys
 from tf_mcvae import datasets
-
-def peak():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
 
 small, *large = sys.argv[1:]
 for part in datasets.load(small, batch_size=2)[:3]:
@@ -342,18 +336,15 @@ for folder in large:
         for batch in part: assert batch.shape[1:] == data.spec.image_shape
     print(peak())
 """
-on_linux = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
 
 
 def peaks(*folders):
-    """Peak memory in MB after a small folder and after each large one, and counts of images."""
-    command = [sys.executable, "-c", MEASURE, *map(str, folders)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    first, *others = map(float, done.stdout.split())
+    """Peak memory in MiB after a small folder and after each large one, and counts of images."""
+    first, *others = map(float, memory.printed(MEASURE, *folders))
     return [first, *others[1::2]], others[::2]
 
 
-@on_linux
+@memory.on_linux
 def test_memory_stays_below_that_of_the_images(tmp_path):
     """600 images of 480 kB each way: either set, held, would add 275 MB or more."""
     image = tf.io.encode_png(np.zeros([400, 400, 3], np.uint8)).numpy()
@@ -369,7 +360,7 @@ def test_memory_stays_below_that_of_the_images(tmp_path):
     assert found[-1] - found[0] < 110
 
 
-@on_linux
+@memory.on_linux
 @pytest.mark.slow
 def test_memory_of_half_a_million_files(tmp_path):
     """Each adds its name: 500,000 take no more than 60 MB more than 20,000 do."""

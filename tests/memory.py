@@ -1,0 +1,34 @@
+"""The most memory that a process has held."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+on_linux = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
+
+
+def peak() -> float:
+    """Returns the most memory that this process has held, in MiB.
+
+    `resource.getrusage` would count what the process held that it was started from.
+    """
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
+
+
+def printed(code, *words):
+    """Runs Python code in a process of its own, `peak` at hand; returns the words it prints."""
+    tests = pathlib.Path(__file__).parent
+    paths = os.pathsep.join(map(str, (tests.parent, tests)))
+    command = [sys.executable, "-c", f"import sys\nfrom memory import peak\n{code}"]
+    done = subprocess.run(
+        [*command, *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
