@@ -109,6 +109,11 @@ class TestDigits:
     def test_is_the_default(self):
         assert load().spec.name == "digits"
 
+    def test_the_end_of_an_epoch_waits_for_no_tuning(self):
+        """TensorFlow's thread that tunes pipelines sleeps for seconds, and is waited for."""
+        for part in load()[:3]:
+            assert not part.options().autotune.enabled
+
     def test_splits_do_not_depend_on_the_seed_or_the_fraction(self):
         first, second = load(seed=0), load(seed=1, validation_fraction=0.2)
         np.testing.assert_array_equal(stack(first.test), stack(second.test))

@@ -27,6 +27,7 @@ from tf_mcvae.streams import FIXED_SEED, Size, Stream
 __all__ = ["NAMES", "Data", "DataSpec", "load", "skip_epochs", "write_records"]
 
 _TEST_FRACTION = 0.1
+_NUM_AHEAD = 2  # Batches that are ready before they are asked for.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +247,7 @@ def _draw_once(images: Images, key: int) -> Images:
 
 def _evaluation_batches(images: Images, batch_size: int) -> Any:
     batches = examples(images).batch(batch_size)
-    return batches.map(_to_unit, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return _made_ahead(batches.map(_to_unit, num_parallel_calls=tf.data.AUTOTUNE))
 
 
 def _shuffled(images: Images, seed: int) -> Any:
@@ -273,4 +274,13 @@ def _training_batches(images: Images, batch_size: int, dynamic: bool, key: tf.Te
     on_demand = tf.data.Dataset.range(1).flat_map(lambda _: batches)
     num_batches = max(1, num // batch_size)
     counted = on_demand.apply(tf.data.experimental.assert_cardinality(num_batches))
-    return counted.prefetch(tf.data.AUTOTUNE)
+    return _made_ahead(counted)
+
+
+def _made_ahead(batches: Any) -> Any:
+    """Makes the next batches beside the step, with as many threads as there are cores."""
+    # Not with TensorFlow's tuning of both: its thread looks at longer and longer intervals, and at
+    # the end of an epoch may have to be waited for until it looks again, for as long as the epoch.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.prefetch(_NUM_AHEAD).with_options(options)
