@@ -1,20 +1,24 @@
 """Where small operations become single loops, and where they must not."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tf_mcvae
+from tf_mcvae import cores
 from tf_mcvae.activations import gelu
 from tf_mcvae.fusion import fusing, fusing_graph
+from tf_mcvae.models import annealed
 from tf_mcvae.upsampling import nearest_resize, upsampled_conv
 
 SHAPE = (8, 8, 1)
+SPEC = tf.TensorSpec([None, *SHAPE])
 
 
 def has_loops(function):
     """Whether the graph of a function, traced by now, has parts that XLA is to compile."""
-    graph = function.get_concrete_function(tf.TensorSpec([None, *SHAPE])).graph.as_graph_def()
+    graph = function.get_concrete_function(SPEC).graph.as_graph_def()
     return any("_XlaMustCompile" in library.attr for library in graph.library.function)
 
 
@@ -75,3 +79,66 @@ def test_gradients_of_the_whole_model_are_those_of_the_plain_graph():
     for actual, expected in zip(*results, strict=True):
         scale = np.max(np.abs(expected))
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * scale)
+
+
+# Training steps that XLA compiles.
+
+
+def dense_model(cls, jit_compile, decoder=None):
+    decoder = decoder or tf_mcvae.Decoder(SHAPE, architecture="dense", hidden_units=(8,))
+    model = cls(tf_mcvae.Encoder(2, architecture="dense", hidden_units=(8,)), decoder)
+    model.build((None, *SHAPE))
+    model.compile(keras.optimizers.Adam(0.01), jit_compile=jit_compile)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def sequential():
+    return keras.Sequential([keras.layers.Dense(64), keras.layers.Reshape(SHAPE)])
+
+
+@pytest.mark.parametrize(
+    ("make", "is_compiled"),
+    [
+        (lambda: dense_model(tf_mcvae.LMCVAE, "auto"), True),
+        (lambda: dense_model(tf_mcvae.AMCVAE, "auto"), True),
+        (lambda: dense_model(tf_mcvae.LMCVAE, False), False),
+        (lambda: dense_model(tf_mcvae.VAE, "auto"), False),
+        (lambda: dense_model(tf_mcvae.LMCVAE, "auto", sequential()), False),
+    ],
+    ids=["L-MCVAE", "A-MCVAE", "asked not to", "VAE", "unknown layers"],
+)
+def test_auto_compiles_the_training_of_dense_networks_with_moves(make, is_compiled):
+    """What was measured faster on CPUs; evaluation, of as many sizes, stays a graph."""
+    model = make()
+    assert has_loops(tf.function(model.train_step, autograph=False)) == is_compiled
+    assert not has_loops(tf.function(model.test_step, autograph=False))
+
+
+@pytest.mark.parametrize("num_weights", [100, 100_000])
+def test_auto_compiles_small_networks_where_cores_share_batches(num_weights, monkeypatch):
+    monkeypatch.setattr(cores, "_num_parts", 2)
+    monkeypatch.setattr(annealed, "_FEW_WEIGHTS", num_weights)
+    model = dense_model(tf_mcvae.LMCVAE, "auto")
+    assert 100 < model.count_params() < 100_000
+    is_compiled = has_loops(tf.function(model.train_step, autograph=False))
+    assert is_compiled == (num_weights == 100_000)
+
+
+def test_a_loaded_model_decides_anew(tmp_path):
+    model = dense_model(tf_mcvae.LMCVAE, "auto")
+    model.save(tmp_path / "model.keras")
+    loaded = tf_mcvae.load_model(tmp_path / "model.keras")
+    assert has_loops(tf.function(loaded.train_step, autograph=False))
+
+
+def test_training_that_xla_compiles_is_that_of_the_graph():
+    x = np.random.default_rng(0).integers(0, 2, [7, *SHAPE]).astype(np.float32)
+    logs = []
+    for jit_compile in (False, "auto"):
+        keras.utils.set_random_seed(0)
+        model = dense_model(tf_mcvae.LMCVAE, jit_compile)
+        logs.append([model.train_on_batch(x, return_dict=True) for _ in range(3)][-1])
+    assert logs[0].keys() == logs[1].keys()
+    for name, expected in logs[0].items():
+        np.testing.assert_allclose(logs[1][name], expected, 1e-4, 1e-5, err_msg=name)

@@ -39,8 +39,9 @@ def build_model(config: RunConfig, spec: DataSpec, steps_per_epoch: int) -> Mont
     optimizer = keras.optimizers.Adam(
         learning_rate(config, steps_per_epoch), global_clipnorm=config.gradient_clip or None
     )
+    jit_compile = "auto" if config.jit is None else config.jit
     model.compile(
-        optimizer, jit_compile=config.jit, skip_gradient_norm=config.gradient_skip or None
+        optimizer, jit_compile=jit_compile, skip_gradient_norm=config.gradient_skip or None
     )
     return model
 

@@ -20,12 +20,16 @@ _is_fusing = contextvars.ContextVar("is_fusing", default=False)
 @contextlib.contextmanager
 def fusing() -> Iterator[None]:
     """Fuses in the graph that is being made; not on a machine with a GPU, nor eagerly."""
-    is_wanted = tf.inside_function() and not tf.config.get_visible_devices("GPU")
-    token = _is_fusing.set(is_wanted and _has_xla())
+    token = _is_fusing.set(can_fuse())
     try:
         yield
     finally:
         _is_fusing.reset(token)
+
+
+def can_fuse() -> bool:
+    """Returns whether a graph is being made for a CPU that XLA can compile for."""
+    return tf.inside_function() and not tf.config.get_visible_devices("GPU") and _has_xla()
 
 
 def is_fusing() -> bool:

@@ -356,7 +356,12 @@ class RunConfig:
         "grad_skip_val",
     )
     seed: int = option(0, TRAINING, integer(0), "seed of everything that is random")
-    jit: bool = option(False, TRAINING, parse_bool, "compile the training step with XLA")
+    jit: bool | None = option(
+        None,
+        TRAINING,
+        parse_bool,
+        "compile training steps with XLA (default: on GPUs, and on CPUs dense networks with moves)",
+    )
     gpus: int | None = option(
         None,
         TRAINING,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_mcvae import random
+from tf_mcvae import cores, random
 from tf_mcvae.annealing import AnnealedPath, get_schedule
 from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.distribution import all_sum, pooled_mean
@@ -14,6 +14,10 @@ from tf_mcvae.importance import AnnealedSamples, TraceFn, annealed_importance_sa
 from tf_mcvae.kernels import AnnealedKernel, MetropolisHastings, TransitionResults
 from tf_mcvae.models.base import MonteCarloVAE
 from tf_mcvae.models.step_size import ADAPTED, StepSize
+from tf_mcvae.networks import Decoder, Encoder
+
+# Weights of dense networks up to which XLA on one core is faster than a graph on all.
+_FEW_WEIGHTS = 100_000
 
 
 class Transition(NamedTuple):
@@ -239,6 +243,16 @@ class AnnealedVAE(MonteCarloVAE):
             **dict(numbered),
             "step_size": tf.reduce_mean(self.step_size.values()),
         }
+
+    def trains_faster_by_xla(self) -> bool:
+        """Returns whether on a CPU XLA's training steps are faster: with dense networks.
+
+        Of networks that are not this package's nobody knows what is in them.
+        """
+        for network in (self.encoder, self.decoder):
+            if not (isinstance(network, Encoder | Decoder) and network.architecture == "dense"):
+                return False
+        return cores.num_parts() == 1 or self.num_trained() <= _FEW_WEIGHTS
 
     def adapt(self, parts: Sequence[TransitionStatistics]) -> None:
         """Applies the step-size rule."""

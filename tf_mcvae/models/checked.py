@@ -20,12 +20,14 @@ class CheckedModel(keras.Model):
         likelihood: Says which values are possible.
         event_shape: Shape of one example, once the model is built.
         is_distributed: Whether it was made inside `strategy.scope()`.
+        jit_requested: `jit_compile` as `compile` was given it; Keras keeps what it makes of "auto".
         jit_in_replica: Whether XLA compiles the part of a step that is between the exchanges with
             other replicas; on one device Keras compiles the whole step.
     """
 
     likelihood: Likelihood
     event_shape: tuple[Any, ...]
+    jit_requested: bool | str = "auto"
     jit_in_replica = False
 
     def __init__(self, **kwargs: Any) -> None:
@@ -41,7 +43,9 @@ class CheckedModel(keras.Model):
             optimizer: A Keras optimizer or its name; its `global_clipnorm` clips the gradient.
             skip_gradient_norm: An update whose gradient has not a global norm below this (before
                 any clipping) is left out: weights and optimizer stay as they are. None: off.
-            **kwargs: Further arguments of `keras.Model.compile`.
+            **kwargs: Further arguments of `keras.Model.compile`. With `jit_compile="auto"`, the
+                default, XLA also compiles training on a CPU where that is faster: of models with
+                transitions, whose networks are dense ones of this package.
 
         Raises:
             ValueError: If a loss or metrics are given, which would have no effect, or the norm is
@@ -59,7 +63,8 @@ class CheckedModel(keras.Model):
                 "The model has a loss and metrics of its own: give `compile` an optimizer, without "
                 f"{' and '.join(given)}. Received: {given[0]}={kwargs[given[0]]!r}"
             )
-        self.jit_in_replica = self.is_distributed and kwargs.get("jit_compile", "auto") is True
+        self.jit_requested = kwargs.get("jit_compile", "auto")
+        self.jit_in_replica = self.is_distributed and self.jit_requested is True
         if self.jit_in_replica:
             kwargs["jit_compile"] = False
         with self._scope():
@@ -73,8 +78,7 @@ class CheckedModel(keras.Model):
         config = super().get_compile_config()
         if config:
             config["skip_gradient_norm"] = self.skip_gradient_norm
-            if self.jit_in_replica:
-                config["jit_compile"] = True
+            config["jit_compile"] = self.jit_requested
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from tf_mcvae import cores, distribution, random
-from tf_mcvae.fusion import fusing
+from tf_mcvae.fusion import can_fuse, fusing
 from tf_mcvae.models.checked import CheckedModel
 
 # Dense networks of fewer are computed faster than they are called.
@@ -85,6 +85,10 @@ class TrainingLoop(CheckedModel):
     def adapt(self, parts: Sequence[Any]) -> None:
         """Moves adapted quantities after a training step, by what the batch's parts report."""
 
+    def trains_faster_by_xla(self) -> bool:
+        """Returns whether on a CPU XLA's training steps are faster than those of a graph."""
+        return False
+
     # The steps.
 
     def _step_seed(self, stream: int, counter: Any) -> tf.Tensor:
@@ -137,20 +141,30 @@ class TrainingLoop(CheckedModel):
         self, function: Callable[[Any, tf.Tensor], Any], rows: Any, training: bool = False
     ) -> list[Any]:
         """Calls a function of rows and the number of the first; see `cores.in_parts`."""
-        if self.jit_in_replica:
-            function = tf.function(function, jit_compile=True, autograph=False)
-        if self.jit_in_replica or self.jit_compile:
+        if self._is_compiled_apart(training):
+            return [tf.function(function, jit_compile=True, autograph=False)(rows, tf.constant(0))]
+        if self.jit_compile:  # Keras compiles the whole step.
             return [function(rows, tf.constant(0))]
         with fusing():
             if self._is_light() or (training and self._has_state()):
                 return [function(rows, tf.constant(0))]
             return cores.in_parts(function, rows)
 
+    def _is_compiled_apart(self, training: bool) -> bool:
+        """Returns whether XLA compiles this part of a step, and not Keras the whole step."""
+        if self.is_distributed:
+            return self.jit_in_replica
+        is_open = self.jit_requested == "auto" and not self.jit_compile and can_fuse()
+        return is_open and training and self.trains_faster_by_xla()
+
     def _is_light(self) -> bool:
         """Returns whether a step is mostly calls of operations, of which parts would make more."""
-        shapes = [variable.shape for variable in self.trainable_variables]
-        has_convolutions = any(len(shape) > 2 for shape in shapes)
-        return not has_convolutions and sum(map(math.prod, shapes)) < _FEW_WEIGHTS
+        has_convolutions = any(len(variable.shape) > 2 for variable in self.trainable_variables)
+        return not has_convolutions and self.num_trained() < _FEW_WEIGHTS
+
+    def num_trained(self) -> int:
+        """Returns the number of all weights that are trained."""
+        return sum(math.prod(variable.shape) for variable in self.trainable_variables)
 
     def _has_state(self) -> bool:
         """Returns whether training changes, say, moving means, as parts would do all at once."""
