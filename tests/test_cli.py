@@ -590,6 +590,7 @@ def test_the_same_seed_gives_the_same_history_and_another_seed_another(tmp_path)
     assert histories[0] != histories[2]
 
 
+@pytest.mark.slow
 def test_a_run_can_be_interrupted_in_its_first_epoch_and_after_its_last(
     tmp_path, capsys, monkeypatch
 ):

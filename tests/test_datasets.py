@@ -603,7 +603,11 @@ class TestErrors:
 
 class TestRealData:
     @pytest.mark.parametrize(
-        ("name", "mean", "dark"), [("mnist", 0.1307, 0.8), ("omniglot", 0.08, 0.75)]
+        ("name", "mean", "dark"),
+        [
+            ("mnist", 0.1307, 0.8),
+            pytest.param("omniglot", 0.08, 0.75, marks=pytest.mark.slow),
+        ],
     )
     def test_strokes_are_light_on_dark(self, name, mean, dark):
         if not (REAL / name).is_dir():

@@ -55,6 +55,7 @@ def run_example(name, capsys):
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_pipelines(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     printed = run_example("pipelines.py", capsys)

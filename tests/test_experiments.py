@@ -179,6 +179,7 @@ def test_radial_distribution_is_that_of_the_density():
     np.testing.assert_allclose(cdf, [0.0, part / total, 1.0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_truth_agrees_with_quadrature():
     """Kolmogorov's test of the radius and of the angle; either fails once in 10,000."""
     z = posterior_ring.sample_truth(4000, seed=5)

@@ -98,24 +98,29 @@ def sequential():
 
 
 @pytest.mark.parametrize(
-    ("make", "is_compiled"),
+    ("cls", "jit_compile", "decoder", "is_compiled"),
     [
-        (lambda: dense_model(tf_mcvae.LMCVAE, "auto"), True),
-        (lambda: dense_model(tf_mcvae.AMCVAE, "auto"), True),
-        (lambda: dense_model(tf_mcvae.LMCVAE, False), False),
-        (lambda: dense_model(tf_mcvae.VAE, "auto"), False),
-        (lambda: dense_model(tf_mcvae.LMCVAE, "auto", sequential()), False),
+        pytest.param(tf_mcvae.LMCVAE, "auto", None, True, id="L-MCVAE"),
+        pytest.param(tf_mcvae.AMCVAE, "auto", None, True, id="A-MCVAE", marks=pytest.mark.slow),
+        pytest.param(tf_mcvae.LMCVAE, False, None, False, id="asked not to"),
+        pytest.param(tf_mcvae.VAE, "auto", None, False, id="VAE"),
+        pytest.param(tf_mcvae.LMCVAE, "auto", sequential, False, id="unknown layers"),
     ],
-    ids=["L-MCVAE", "A-MCVAE", "asked not to", "VAE", "unknown layers"],
 )
-def test_auto_compiles_the_training_of_dense_networks_with_moves(make, is_compiled):
-    """What was measured faster on CPUs; evaluation, of as many sizes, stays a graph."""
-    model = make()
+def test_auto_compiles_the_training_of_dense_networks_with_moves(
+    cls, jit_compile, decoder, is_compiled
+):
+    model = dense_model(cls, jit_compile, decoder and decoder())
     assert has_loops(tf.function(model.train_step, autograph=False)) == is_compiled
+
+
+def test_auto_leaves_evaluation_a_graph():
+    """It comes in as many sizes as there are requests, and gains little."""
+    model = dense_model(tf_mcvae.LMCVAE, "auto")
     assert not has_loops(tf.function(model.test_step, autograph=False))
 
 
-@pytest.mark.parametrize("num_weights", [100, 100_000])
+@pytest.mark.parametrize("num_weights", [100, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_auto_compiles_small_networks_where_cores_share_batches(num_weights, monkeypatch):
     monkeypatch.setattr(cores, "_num_parts", 2)
     monkeypatch.setattr(annealed, "_FEW_WEIGHTS", num_weights)

@@ -260,7 +260,11 @@ def numpy_max_pool(x):
     return blocks.max((2, 4))
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (9, 14, 2), (17, 23, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param((8, 8, 1), marks=pytest.mark.slow), (9, 14, 2), (17, 23, 3)],
+    ids=str,
+)
 @each_mode
 def test_convolutional_pair_is_its_float64_twin(shape, mode):
     x, z = rng().normal(size=(2, *shape)), rng().normal(size=(2, LATENT_DIM))

@@ -344,6 +344,7 @@ def peaks(*folders):
     return [first, *others[1::2]], others[::2]
 
 
+@pytest.mark.slow
 @memory.on_linux
 def test_memory_stays_below_that_of_the_images(tmp_path):
     """600 images of 480 kB each way: either set, held, would add 275 MB or more."""
