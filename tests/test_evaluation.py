@@ -184,7 +184,10 @@ def test_few_temperatures_are_annealed_too():
     assert result.monte_carlo_error < 0.95 * direct.monte_carlo_error
 
 
-@pytest.mark.parametrize(("target", "low", "high"), [(0.4, 0.3, 0.6), (0.9, 0.85, 0.95)])
+@pytest.mark.parametrize(
+    ("target", "low", "high"),
+    [pytest.param(0.4, 0.3, 0.6, marks=pytest.mark.slow), (0.9, 0.85, 0.95)],
+)
 def test_pilot_run_follows_the_target_acceptance(target, low, high):
     result = estimate_log_likelihood(VAE, X, 16, 250, 2, target_acceptance=target)
     assert low < result.acceptance[1] < high

@@ -93,8 +93,23 @@ def dense_model(cls, jit_compile, decoder=None):
     return model
 
 
+# What a user may write himself, and XLA may not know.
+
+
 def sequential():
     return keras.Sequential([keras.layers.Dense(64), keras.layers.Reshape(SHAPE)])
+
+
+def own_activation():
+    options = {"architecture": "dense", "hidden_units": (8,)}
+    return tf_mcvae.Decoder(SHAPE, activation=lambda x: tf.tanh(2.0 * x), **options)
+
+
+def own_likelihood(*networks):
+    class Own(tf_mcvae.Bernoulli):
+        pass
+
+    return tf_mcvae.LMCVAE(*networks, likelihood=Own())
 
 
 @pytest.mark.parametrize(
@@ -104,7 +119,16 @@ def sequential():
         pytest.param(tf_mcvae.AMCVAE, "auto", None, True, id="A-MCVAE", marks=pytest.mark.slow),
         pytest.param(tf_mcvae.LMCVAE, False, None, False, id="asked not to"),
         pytest.param(tf_mcvae.VAE, "auto", None, False, id="VAE"),
-        pytest.param(tf_mcvae.LMCVAE, "auto", sequential, False, id="unknown layers"),
+        pytest.param(tf_mcvae.LMCVAE, "auto", sequential, False, id="own layers"),
+        pytest.param(
+            tf_mcvae.LMCVAE,
+            "auto",
+            own_activation,
+            False,
+            id="own activation",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(own_likelihood, "auto", None, False, id="own likelihood"),
     ],
 )
 def test_auto_compiles_the_training_of_dense_networks_with_moves(

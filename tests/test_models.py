@@ -374,7 +374,9 @@ def test_without_a_seed_every_call_draws_anew_and_reproducibly(case):
 # Seeds of training; eager, graph and XLA execution.
 
 
-@pytest.mark.parametrize("case", ["VAE", "LMCVAE-acceptance", "AMCVAE"])
+@pytest.mark.parametrize(
+    "case", ["VAE", "LMCVAE-acceptance", pytest.param("AMCVAE", marks=pytest.mark.slow)]
+)
 def test_same_seed_same_curve(case, trained):
     _, history, _ = trained(case)
     x = data(case)
@@ -647,7 +649,7 @@ def test_gradients_that_are_no_numbers_are_skipped():
     assert_same(model.trainable_weights[1:], weights[1:])
 
 
-@pytest.mark.parametrize("model_class", [VAE, LMCVAE, AMCVAE])
+@pytest.mark.parametrize("model_class", [VAE, LMCVAE, pytest.param(AMCVAE, marks=pytest.mark.slow)])
 def test_mixed_precision_networks(model_class):
     """Networks compute in bfloat16; log weights are float32, and near those of full precision."""
     model = make(lambda: model_class(*dense(dtype="mixed_bfloat16")))

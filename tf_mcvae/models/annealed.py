@@ -7,11 +7,13 @@ import keras
 import tensorflow as tf
 
 from tf_mcvae import cores, random
+from tf_mcvae.activations import ACTIVATIONS
 from tf_mcvae.annealing import AnnealedPath, get_schedule
 from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.distribution import all_sum, pooled_mean
 from tf_mcvae.importance import AnnealedSamples, TraceFn, annealed_importance_sampling
 from tf_mcvae.kernels import AnnealedKernel, MetropolisHastings, TransitionResults
+from tf_mcvae.likelihoods import Bernoulli, Gaussian
 from tf_mcvae.models.base import MonteCarloVAE
 from tf_mcvae.models.step_size import ADAPTED, StepSize
 from tf_mcvae.networks import Decoder, Encoder
@@ -247,11 +249,15 @@ class AnnealedVAE(MonteCarloVAE):
     def trains_faster_by_xla(self) -> bool:
         """Returns whether on a CPU XLA's training steps are faster: with dense networks.
 
-        Of networks that are not this package's nobody knows what is in them.
+        Of what is not this package's nobody knows whether XLA has all that is in it.
         """
         for network in (self.encoder, self.decoder):
             if not (isinstance(network, Encoder | Decoder) and network.architecture == "dense"):
                 return False
+            if network.activation not in ACTIVATIONS.values():
+                return False
+        if type(self.likelihood) not in (Bernoulli, Gaussian):
+            return False
         return cores.num_parts() == 1 or self.num_trained() <= _FEW_WEIGHTS
 
     def adapt(self, parts: Sequence[TransitionStatistics]) -> None:

@@ -45,7 +45,7 @@ class CheckedModel(keras.Model):
                 any clipping) is left out: weights and optimizer stay as they are. None: off.
             **kwargs: Further arguments of `keras.Model.compile`. With `jit_compile="auto"`, the
                 default, XLA also compiles training on a CPU where that is faster: of models with
-                transitions, whose networks are dense ones of this package.
+                transitions, with this package's dense networks, activations and likelihoods.
 
         Raises:
             ValueError: If a loss or metrics are given, which would have no effect, or the norm is
