@@ -105,6 +105,10 @@ def own_activation():
     return tf_mcvae.Decoder(SHAPE, activation=lambda x: tf.tanh(2.0 * x), **options)
 
 
+class OwnModel(tf_mcvae.LMCVAE):
+    pass
+
+
 def own_likelihood(*networks):
     class Own(tf_mcvae.Bernoulli):
         pass
@@ -129,6 +133,7 @@ def own_likelihood(*networks):
             marks=pytest.mark.slow,
         ),
         pytest.param(own_likelihood, "auto", None, False, id="own likelihood"),
+        pytest.param(OwnModel, "auto", None, False, id="own model", marks=pytest.mark.slow),
     ],
 )
 def test_auto_compiles_the_training_of_dense_networks_with_moves(

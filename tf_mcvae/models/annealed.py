@@ -249,14 +249,16 @@ class AnnealedVAE(MonteCarloVAE):
     def trains_faster_by_xla(self) -> bool:
         """Returns whether on a CPU XLA's training steps are faster: with dense networks.
 
-        Of what is not this package's nobody knows whether XLA has all that is in it.
+        Of what is not this package's, subclasses included, nobody knows whether XLA has all that is
+        in it.
         """
         for network in (self.encoder, self.decoder):
-            if not (isinstance(network, Encoder | Decoder) and network.architecture == "dense"):
+            if type(network) not in (Encoder, Decoder) or network.architecture != "dense":
                 return False
             if network.activation not in ACTIVATIONS.values():
                 return False
-        if type(self.likelihood) not in (Bernoulli, Gaussian):
+        is_own = type(self).__module__.startswith(f"{__package__}.")
+        if not is_own or type(self.likelihood) not in (Bernoulli, Gaussian):
             return False
         return cores.num_parts() == 1 or self.num_trained() <= _FEW_WEIGHTS
 
