@@ -454,10 +454,17 @@ def test_simulated_images_are_the_models():
 
 @pytest.mark.parametrize("start", [pytest.param("encoder", marks=pytest.mark.slow), "prior"])
 def test_bidirectional_bounds_of_a_flow(start, flow_vae):
+    """Unbiased at 5 standard errors, false alarms some 1e-6 each; and as near as chains this long.
+
+    The error of a single image has heavy tails, so the bound is on their root mean square, which
+    lay between 0.06 and 0.12 over the seeds 0 to 5.
+    """
     gap = bidirectional_gap(flow_vae, 100, 16, 150, 5, start=start)
     evidence = PPCA.log_evidence(simulated(flow_vae, 100, 0)[0])
-    np.testing.assert_allclose(gap.lower.per_example, evidence, atol=0.3)
-    np.testing.assert_allclose(gap.upper.per_example, evidence, atol=0.3)
+    for estimate, sign in ((gap.lower, 1.0), (gap.upper, -1.0)):
+        off = estimate.per_example - evidence
+        assert within(np.exp(sign * off), 1.0)
+        assert np.sqrt(np.mean(off**2)) < 0.15
     assert -5 * gap.standard_error < gap.gap < 0.05
 
 
