@@ -424,6 +424,18 @@ def test_graph_and_xla_train_as_eager_does(case, mode):
     assert_same(state(models[1]), state(models[0]), atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["fit", "train_on_batch"])
+def test_a_training_step_is_traced_once(method, monkeypatch):
+    """Tracing is most of what a first step takes; variables made in it cost a second one."""
+    traced = []
+    step = VAE.train_step
+    monkeypatch.setattr(VAE, "train_step", lambda self, x: traced.append(x) or step(self, x))
+    model = make("VAE", run_eagerly=False, jit_compile=False)
+    for _ in range(2):
+        getattr(model, method)(X[:16])
+    assert len(traced) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["graph", "eager", "xla"])
 def test_recomputed_activations_train_the_same(mode):

@@ -97,12 +97,19 @@ class CheckedModel(keras.Model):
         if not self.is_distributed:
             super()._maybe_symbolic_build(*args, **kwargs)
 
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes the function of a training step; as Keras does, with the optimizer's variables.
+
+        A step that made them would be traced a second time without, for as long again.
+        """
+        if not self.optimizer.built:
+            with self._scope():
+                self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains the model; as `keras.Model.fit`."""
         x = self.check_inputs(x)
-        if self.is_distributed and self.compiled and not self.optimizer.built:
-            with self._scope():
-                self.optimizer.build(self.trainable_variables)
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle one.
         if kwargs.get("validation_data") is not None:
