@@ -1,0 +1,45 @@
+"""Files of every release load, and give the numbers that they gave when they were written.
+
+`scripts/make_saved_files.py` wrote them; a folder a version, none of which is ever written again.
+"""
+
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+import tf_mcvae
+from scripts.make_saved_files import SHAPE, answers, bound_after_a_step, examples
+
+FOLDERS = sorted((pathlib.Path(__file__).parent / "saved_files").iterdir())
+FILES = [path for folder in FOLDERS for path in sorted(folder.glob("*.keras"))]
+EXPECTED = {folder: np.load(folder / "expected.npz") for folder in FOLDERS}
+
+
+def close(actual, expected):
+    """Equal but for the rounding of another machine, to the size of the array."""
+    atol = 2e-5 * np.max(np.abs(expected))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_file_gives_the_numbers_that_it_gave(path):
+    expected = EXPECTED[path.parent]
+    if path.stem == "encoder_features":
+        classifier = keras.saving.load_model(path)
+        output = classifier.predict(examples(SHAPE), verbose=0)
+        close(output, expected["encoder_features/output"])
+        return
+    model = tf_mcvae.load_model(path)
+    x = examples(model.event_shape)
+    for name, value in answers(model, x).items():
+        close(value, expected[f"{path.stem}/{name}"])
+    close(bound_after_a_step(model, x), expected[f"{path.stem}/next_bound"])
+
+
+def test_each_kind_of_model_has_a_file():
+    kinds = {tf_mcvae.VAE, tf_mcvae.IWAE, tf_mcvae.LMCVAE, tf_mcvae.AMCVAE, tf_mcvae.FlowVAE}
+    for folder in FOLDERS:
+        files = [path for path in folder.glob("*.keras") if path.stem != "encoder_features"]
+        assert {type(tf_mcvae.load_model(path)) for path in files} == kinds
