@@ -23,7 +23,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["tf_mcvae", "tf_mcvae.*"]),
+    packages=find_packages(include=["tf_mcvae", "tf_mcvae.*", "tf_mcvae_commands"]),
     package_data={"tf_mcvae": ["py.typed"]},
     install_requires=[
         "tensorflow>=2.21,<2.22",
@@ -50,8 +50,8 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "tf-mcvae-train = tf_mcvae.cli:main",
-            "tf-mcvae-evaluate = tf_mcvae.evaluate:main",
+            "tf-mcvae-train = tf_mcvae_commands.train:main",
+            "tf-mcvae-evaluate = tf_mcvae_commands.evaluate:main",
         ]
     },
     classifiers=[

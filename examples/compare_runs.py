@@ -10,9 +10,9 @@
 import sys
 
 import tf_mcvae
+from tf_mcvae.cli.training import load_split
 from tf_mcvae.evaluation import compare
-from tf_mcvae.runs import RunFolder
-from tf_mcvae.training import load_split
+from tf_mcvae_commands.run_folder import RunFolder
 
 
 # %%

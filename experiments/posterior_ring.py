@@ -37,7 +37,7 @@ import tensorflow_probability as tfp
 import toy
 
 from tf_mcvae import Gaussian, kernels
-from tf_mcvae.bounds import standard_normal_log_prob
+from tf_mcvae.objectives.bounds import standard_normal_log_prob
 
 OBSERVED = 8.0 * np.pi
 

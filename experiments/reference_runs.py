@@ -25,9 +25,9 @@ from typing import Any
 # TensorFlow's start-up messages would hide the progress; it reads this when it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from tf_mcvae import cli
 from tf_mcvae.files import replacing
-from tf_mcvae.runs import RunFolder
+from tf_mcvae_commands import train as cli
+from tf_mcvae_commands.run_folder import RunFolder
 
 ROWS_FILE = pathlib.Path(__file__).with_suffix(".csv")
 

@@ -36,10 +36,12 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tf_mcvae import bounds, kernels, random
-from tf_mcvae.annealing import AnnealedPath, LogProbFn, linear_temperatures
+from tf_mcvae import kernels, random
 from tf_mcvae.files import replacing
-from tf_mcvae.importance import annealed_importance_sampling
+from tf_mcvae.kernels.path import AnnealedPath, LogProbFn
+from tf_mcvae.layers.schedules import linear_temperatures
+from tf_mcvae.objectives import bounds
+from tf_mcvae.objectives.annealed import annealed_importance_sampling
 
 IMPLEMENTATIONS = ("tf_mcvae", "tfp", "tfp-bootstrapped")
 NUM_STEPS = (5, 10, 20, 50, 100, 200, 500)

@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from tf_mcvae.fusion import fusing_graph
+from tf_mcvae.performance.fusion import fusing_graph
 
 MODES = {
     "eager": lambda function: function,

@@ -1,10 +1,10 @@
-"""Finds the recorded files, and reads networks' arrays from them by `tf_mcvae.migrate`."""
+"""Finds the recorded files, and reads networks' arrays from them by `integrations.reference`."""
 
 from pathlib import Path
 
 import numpy as np
 
-from tf_mcvae.migrate import network_weights
+from tf_mcvae.integrations.reference import network_weights
 
 _ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from reference_weights import group
 
 from tf_mcvae import random
-from tf_mcvae.migrate import from_state_dict
+from tf_mcvae.integrations.reference import from_state_dict
 
 ROOT_SEED = tf.constant([0, 0])
 

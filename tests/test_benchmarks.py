@@ -19,7 +19,7 @@ from benchmarks.counts import (
 from benchmarks.library import make_model
 from benchmarks.run import report
 from tf_mcvae import random
-from tf_mcvae.fusion import fusing_graph
+from tf_mcvae.performance.fusion import fusing_graph
 
 ROOT = Path(__file__).parents[1]
 

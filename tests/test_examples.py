@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tf_mcvae
-from tf_mcvae.cli import main
+from tf_mcvae_commands.train import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

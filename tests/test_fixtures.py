@@ -14,10 +14,10 @@ import tensorflow as tf
 from reference_weights import group, reference_arrays
 from replay import ROOT_SEED, Fixture, replay_draws
 
-from tf_mcvae.fusion import fusing_graph
-from tf_mcvae.importance import annealed_importance_sampling
+from tf_mcvae.integrations.reference import transition_network_weights
 from tf_mcvae.kernels import HamiltonianMonteCarlo
-from tf_mcvae.migrate import transition_network_weights
+from tf_mcvae.objectives.annealed import annealed_importance_sampling
+from tf_mcvae.performance.fusion import fusing_graph
 
 HERE = Path(__file__).parent
 PUBLISHED_CONV = HERE.parent.parent / "shared/reference/conv"

@@ -153,7 +153,7 @@ def test_keras_2_is_not_used(module):
 def test_walk_sees_all_imports():
     """A walk that sees nothing would pass the tests above."""
     tree = ast.parse(
-        "def f():\n    from tf_mcvae.models.vae import VAE\n    import tf_mcvae.cli as c"
+        "def f():\n    from tf_mcvae.models.vae import VAE\n    import tf_mcvae_commands.train as c"
     )
     assert {module_of(name) for name in names_imported(tree)} == {"models.vae", "cli"}
     assert not list(names_imported(tree, deep=False))
@@ -184,7 +184,7 @@ def test_importing_the_package_does_not_import_data_sets_or_the_command_line():
     assert "tf_mcvae.models.vae" in loaded
     # Keras itself imports matplotlib and a part of scikit-learn where they are installed.
     heavy = {"tensorflow_datasets", "sklearn.datasets"}
-    assert not loaded & {*heavy, "tf_mcvae.cli", "tf_mcvae.training"}
+    assert not loaded & {*heavy, "tf_mcvae_commands.train", "tf_mcvae.cli.training"}
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_importing_the_package_does_not_import_data_sets_or_the_command_line():
     [
         (["train_keras.py", "--help"], "--num-transitions"),
         (["train_keras.py", "--num-transitions", "0"], "error: --num-transitions"),
-        (["-m", "tf_mcvae.evaluate", "--help"], "--preset"),
+        (["-m", "tf_mcvae_commands.evaluate", "--help"], "--preset"),
     ],
     ids=str,
 )

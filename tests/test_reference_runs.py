@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_mcvae import building, callbacks, cli, training
+from tf_mcvae.cli import building, callbacks, training
 from tf_mcvae.datasets import DataSpec
-from tf_mcvae.settings import SETTINGS, RunConfig
+from tf_mcvae_commands import train as cli
+from tf_mcvae_commands.settings import SETTINGS, RunConfig
 
 PATH = pathlib.Path(__file__).parents[1] / "experiments/reference_runs.py"
 SPEC = importlib.util.spec_from_file_location("reference_runs", PATH)

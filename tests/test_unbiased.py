@@ -11,8 +11,8 @@ import tensorflow as tf
 from reference import LinearGaussian, iwae, within
 
 import tf_mcvae
-from tf_mcvae.importance import annealed_importance_sampling
 from tf_mcvae.kernels import MetropolisHastings, UncalibratedHamiltonian
+from tf_mcvae.objectives.annealed import annealed_importance_sampling
 
 PPCA = LinearGaussian()
 X = PPCA.data(3)

@@ -1,32 +1,81 @@
 """Monte Carlo variational auto-encoders in TensorFlow and Keras 3."""
 
-import importlib
-import itertools
-import pathlib
-import sys
-from typing import Any
+from tf_mcvae import datasets, evaluation, kernels, layers, objectives, random
+from tf_mcvae.evaluation import (
+    bidirectional_gap,
+    estimate_bound,
+    estimate_elbo,
+    estimate_iwae,
+    estimate_log_likelihood,
+    latent_statistics,
+)
+from tf_mcvae.export import export_onnx, export_saved_model, export_tflite
+from tf_mcvae.flows import BNAF, IAF, Flow, FlowStack, RealNVP
+from tf_mcvae.integrations.encoder_features import EncoderFeatures
+from tf_mcvae.kernels import AnnealedPath
+from tf_mcvae.layers import (
+    Bernoulli,
+    Decoder,
+    Encoder,
+    Gaussian,
+    LearnedDrift,
+    LearnedReverse,
+    LearnedSchedule,
+    Likelihood,
+    LinearSchedule,
+    SigmoidalSchedule,
+    StepSize,
+)
+from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, FlowVAE, MonteCarloVAE, load_model
+from tf_mcvae.performance import parallelize_over_batch
 
 __version__ = "0.1.0"
 
-_SCRIPTS = ("train_keras", "tf-mcvae-train", "tf-mcvae-evaluate")
-_MODULES = (("-m", "tf_mcvae.cli"), ("-m", "tf_mcvae.evaluate"))
+__all__ = [
+    "AMCVAE",
+    "BNAF",
+    "IAF",
+    "IWAE",
+    "LMCVAE",
+    "VAE",
+    "AnnealedPath",
+    "Bernoulli",
+    "Decoder",
+    "Encoder",
+    "EncoderFeatures",
+    "Flow",
+    "FlowStack",
+    "FlowVAE",
+    "Gaussian",
+    "LearnedDrift",
+    "LearnedReverse",
+    "LearnedSchedule",
+    "Likelihood",
+    "LinearSchedule",
+    "MonteCarloVAE",
+    "RealNVP",
+    "SigmoidalSchedule",
+    "StepSize",
+    "bidirectional_gap",
+    "datasets",
+    "estimate_bound",
+    "estimate_elbo",
+    "estimate_iwae",
+    "estimate_log_likelihood",
+    "evaluation",
+    "export_onnx",
+    "export_saved_model",
+    "export_tflite",
+    "kernels",
+    "latent_statistics",
+    "layers",
+    "load_model",
+    "objectives",
+    "parallelize_over_batch",
+    "random",
+]
 
 
-def _is_command() -> bool:
-    """Returns whether the program is one of this package's own."""
-    if sys.argv[0] == "-m":  # Python is about to run a module.
-        words = sys.orig_argv
-        return any(pair in itertools.pairwise(words) for pair in _MODULES)
-    return pathlib.PurePath(sys.argv[0]).stem in _SCRIPTS
-
-
-# The commands answer `--help` and mistakes before TensorFlow is imported, which takes seconds.
-if _is_command():
-
-    def __getattr__(name: str) -> Any:
-        return getattr(importlib.import_module("tf_mcvae.public"), name)
-
-else:
-    # At once, so that Keras knows the classes that it loads.
-    from tf_mcvae.public import *  # noqa: F403
-    from tf_mcvae.public import __all__ as __all__
+def __dir__() -> list[str]:
+    """Lists the public names, and not the modules that importing them loads."""
+    return [*__all__, "__version__"]

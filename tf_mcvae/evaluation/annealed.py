@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_mcvae import distribution, random
-from tf_mcvae.annealing import AnnealedPath, linear_temperatures, sigmoid_temperatures
-from tf_mcvae.bounds import standard_normal_log_prob
+from tf_mcvae import random
 from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.distribute import replicas
 from tf_mcvae.evaluation.chunks import (
     SEED_SPEC,
     Progress,
@@ -30,10 +29,13 @@ from tf_mcvae.evaluation.results import (
     standard_error,
     summarise,
 )
-from tf_mcvae.fusion import fusing_graph
-from tf_mcvae.importance import AnnealedSamples, annealed_importance_sampling
 from tf_mcvae.kernels import HamiltonianMonteCarlo, TransitionResults
+from tf_mcvae.kernels.path import AnnealedPath
+from tf_mcvae.layers.schedules import linear_temperatures, sigmoid_temperatures
 from tf_mcvae.models import FlowVAE, MonteCarloVAE
+from tf_mcvae.objectives.annealed import AnnealedSamples, annealed_importance_sampling
+from tf_mcvae.objectives.bounds import standard_normal_log_prob
+from tf_mcvae.performance.fusion import fusing_graph
 
 # Settings by name, to be given as `**PRESETS[name]`.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -213,7 +215,7 @@ def bidirectional_gap(
 
     rows: list[int] = []
     runs = Progress(), Progress()
-    own = range(distribution.worker_index() * size, num_examples, distribution.num_workers() * size)
+    own = range(replicas.worker_index() * size, num_examples, replicas.num_workers() * size)
     for first in own:
         count = min(size, num_examples - first)
         x, z = simulate(model, count, random.at_row(data_seed, first))

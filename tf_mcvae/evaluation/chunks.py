@@ -12,10 +12,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_mcvae import cores, distribution
-from tf_mcvae.checks import check_not_empty, plain_errors
+from tf_mcvae.distribute import replicas
 from tf_mcvae.files import replacing
 from tf_mcvae.models import MonteCarloVAE
+from tf_mcvae.models.inputs import check_not_empty, plain_errors
+from tf_mcvae.performance import cores
 
 Array = np.ndarray[Any, Any]
 
@@ -126,7 +127,7 @@ def score_in_parts(score: ScoreFn, rows: Any, first: int) -> tuple[Array, Array]
 
 def _own_chunks(model: MonteCarloVAE, data: Any, size: int) -> Iterator[tuple[int, tf.Tensor]]:
     """Yields the chunks that are this worker's, each with the number of its first example."""
-    first, count, index = 0, distribution.num_workers(), distribution.worker_index()
+    first, count, index = 0, replicas.num_workers(), replicas.worker_index()
     if hasattr(data, "shape"):
         size = even_size(len(data), size)
     for number, x in enumerate(batches(model, data, size)):
@@ -137,7 +138,7 @@ def _own_chunks(model: MonteCarloVAE, data: Any, size: int) -> Iterator[tuple[in
 
 def even_size(num_examples: int, size: int) -> int:
     """Returns a size of chunks, at most `size`, of which each worker has about as many."""
-    count = distribution.num_workers()
+    count = replicas.num_workers()
     turns = max(1, -(-num_examples // (size * count)))
     return size if count == 1 else max(1, -(-num_examples // (turns * count)))
 
@@ -150,7 +151,7 @@ def of_all_workers(rows: list[int], columns: Array, sums: Array) -> tuple[Array,
         columns: Their results, `[R, n]`.
         sums: Sums `[T]` over them.
     """
-    if distribution.num_workers() == 1:
+    if replicas.num_workers() == 1:
         return columns, sums
     table = _gather(np.concatenate([[rows], columns]).T)
     table = table[np.argsort(table[:, 0])]
@@ -159,11 +160,11 @@ def of_all_workers(rows: list[int], columns: Array, sums: Array) -> tuple[Array,
 
 def _gather(table: Array) -> Array:
     """Gathers rows; those of a worker that has none have no width either."""
-    width = int(np.max(distribution.gather(np.array([[table.shape[1]]]))))
+    width = int(np.max(replicas.gather(np.array([[table.shape[1]]]))))
     if width == 0:
         return table
     missing = ((0, 0), (0, width - table.shape[1]))
-    return distribution.gather(np.pad(table, missing))
+    return replicas.gather(np.pad(table, missing))
 
 
 class Progress:
@@ -274,7 +275,7 @@ def start_progress(
 
     Of several workers each has a file of its own, and none shows a bar.
     """
-    count, index = distribution.num_workers(), distribution.worker_index()
+    count, index = replicas.num_workers(), replicas.worker_index()
     if count > 1:
         settings, verbose = {**settings, "worker": [index, count]}, 0
     if count > 1 and checkpoint is not None:

@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.bounds import gaussian_kl_elements
 from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.evaluation.chunks import (
     SEED_SPEC,
@@ -24,8 +23,9 @@ from tf_mcvae.evaluation.results import (
     summarise,
     to_plain,
 )
-from tf_mcvae.fusion import fusing_graph
 from tf_mcvae.models import MonteCarloVAE
+from tf_mcvae.objectives.bounds import gaussian_kl_elements
+from tf_mcvae.performance.fusion import fusing_graph
 
 # Draws of an example that are made together: the numbers hang on this, and so it is no setting.
 _BLOCK = 50

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.likelihoods import Likelihood
+from tf_mcvae.layers.likelihoods import Likelihood
 
 Outputs = dict[str, tf.Tensor]
 

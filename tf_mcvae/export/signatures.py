@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.bounds import iwae
 from tf_mcvae.export.rows import (
     Outputs,
     checked,
@@ -19,6 +18,7 @@ from tf_mcvae.export.rows import (
     with_equal_rows,
 )
 from tf_mcvae.models import MonteCarloVAE
+from tf_mcvae.objectives.bounds import iwae
 
 # Draws of `posterior_samples` for a row: an answer's size stays bounded.
 MAX_POSTERIOR_SAMPLES = 1024

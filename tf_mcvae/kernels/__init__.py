@@ -3,9 +3,12 @@
 from tf_mcvae.kernels.hamiltonian import HamiltonianMonteCarlo, UncalibratedHamiltonian
 from tf_mcvae.kernels.langevin import MetropolisAdjustedLangevin, UnadjustedLangevin
 from tf_mcvae.kernels.metropolis import AnnealedKernel, MetropolisHastings, TransitionResults
+from tf_mcvae.kernels.path import AnnealedPath, Endpoints
 
 __all__ = [
     "AnnealedKernel",
+    "AnnealedPath",
+    "Endpoints",
     "HamiltonianMonteCarlo",
     "MetropolisAdjustedLangevin",
     "MetropolisHastings",

@@ -5,7 +5,6 @@ from typing import Any
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.annealing import AnnealedPath, Endpoints, LogProbFn
 from tf_mcvae.kernels.metropolis import (
     AnnealedKernel,
     MetropolisHastings,
@@ -13,6 +12,7 @@ from tf_mcvae.kernels.metropolis import (
     TransitionResults,
     sum_event,
 )
+from tf_mcvae.kernels.path import AnnealedPath, Endpoints, LogProbFn
 
 
 class UncalibratedHamiltonian(AnnealedKernel):

@@ -7,7 +7,6 @@ from typing import Any
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.annealing import AnnealedPath, Endpoints, LogProbFn
 from tf_mcvae.kernels.metropolis import (
     AnnealedKernel,
     MetropolisHastings,
@@ -16,6 +15,7 @@ from tf_mcvae.kernels.metropolis import (
     select,
     sum_event,
 )
+from tf_mcvae.kernels.path import AnnealedPath, Endpoints, LogProbFn
 
 
 class UnadjustedLangevin(AnnealedKernel):

@@ -15,7 +15,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tf_mcvae import random
-from tf_mcvae.annealing import AnnealedPath, Endpoints, LogProbFn
+from tf_mcvae.kernels.path import AnnealedPath, Endpoints, LogProbFn
 
 
 class TransitionResults(NamedTuple):

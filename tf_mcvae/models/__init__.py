@@ -2,10 +2,9 @@
 
 from tf_mcvae.models.amcvae import AMCVAE
 from tf_mcvae.models.base import MonteCarloVAE
-from tf_mcvae.models.flow import FlowVAE
+from tf_mcvae.models.flow_vae import FlowVAE
 from tf_mcvae.models.lmcvae import LMCVAE
 from tf_mcvae.models.saving import load_model
-from tf_mcvae.models.step_size import StepSize
 from tf_mcvae.models.vae import IWAE, VAE
 
 __all__ = [
@@ -15,6 +14,5 @@ __all__ = [
     "VAE",
     "FlowVAE",
     "MonteCarloVAE",
-    "StepSize",
     "load_model",
 ]

@@ -5,10 +5,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_mcvae.bounds import elbo, score_function_loss
 from tf_mcvae.kernels import MetropolisAdjustedLangevin
 from tf_mcvae.models.annealed import AnnealedVAE, Transition
 from tf_mcvae.models.base import Estimate
+from tf_mcvae.objectives.bounds import elbo, score_function_loss
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")

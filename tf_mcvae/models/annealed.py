@@ -6,17 +6,19 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_mcvae import cores, random
-from tf_mcvae.activations import ACTIVATIONS
-from tf_mcvae.annealing import AnnealedPath, get_schedule
+from tf_mcvae import random
 from tf_mcvae.checks import check_positive_integer
-from tf_mcvae.distribution import all_sum, pooled_mean
-from tf_mcvae.importance import AnnealedSamples, TraceFn, annealed_importance_sampling
+from tf_mcvae.distribute.replicas import all_sum, pooled_mean
 from tf_mcvae.kernels import AnnealedKernel, MetropolisHastings, TransitionResults
-from tf_mcvae.likelihoods import Bernoulli, Gaussian
+from tf_mcvae.kernels.path import AnnealedPath
+from tf_mcvae.layers.activations import ACTIVATIONS
+from tf_mcvae.layers.likelihoods import Bernoulli, Gaussian
+from tf_mcvae.layers.networks import Decoder, Encoder
+from tf_mcvae.layers.schedules import get_schedule
+from tf_mcvae.layers.step_size import ADAPTED, StepSize
 from tf_mcvae.models.base import MonteCarloVAE
-from tf_mcvae.models.step_size import ADAPTED, StepSize
-from tf_mcvae.networks import Decoder, Encoder
+from tf_mcvae.objectives.annealed import AnnealedSamples, TraceFn, annealed_importance_sampling
+from tf_mcvae.performance import cores
 
 # Weights of dense networks up to which XLA on one core is faster than a graph on all.
 _FEW_WEIGHTS = 100_000

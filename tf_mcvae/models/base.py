@@ -6,11 +6,13 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tf_mcvae import likelihoods, random
-from tf_mcvae.annealing import AnnealedPath
-from tf_mcvae.bounds import iwae, standard_normal_log_prob
-from tf_mcvae.checks import check_floats, check_positive_integer, check_seeds
+from tf_mcvae import random
+from tf_mcvae.checks import check_positive_integer, check_seeds
+from tf_mcvae.kernels.path import AnnealedPath
+from tf_mcvae.layers import likelihoods
+from tf_mcvae.models.inputs import check_floats
 from tf_mcvae.models.training_loop import CALL_STREAM, Estimate, TrainingLoop
+from tf_mcvae.objectives.bounds import iwae, standard_normal_log_prob
 
 __all__ = ["Estimate", "MonteCarloVAE", "diagonal_normal"]
 

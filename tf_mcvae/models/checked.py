@@ -5,9 +5,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_mcvae.checks import check_dataset, check_images, check_not_empty, plain_errors
-from tf_mcvae.distribution import check_distributed_compile, scope
-from tf_mcvae.likelihoods import Likelihood
+from tf_mcvae.distribute.replicas import check_distributed_compile, scope
+from tf_mcvae.layers.likelihoods import Likelihood
+from tf_mcvae.models.inputs import check_dataset, check_images, check_not_empty, plain_errors
 
 
 class CheckedModel(keras.Model):

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_mcvae.bounds import iwae
 from tf_mcvae.kernels import UnadjustedLangevin
+from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse
 from tf_mcvae.models.annealed import AnnealedVAE, Transition
 from tf_mcvae.models.base import Estimate
-from tf_mcvae.transition_networks import LearnedDrift, LearnedReverse
+from tf_mcvae.objectives.bounds import iwae
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_mcvae import cores, distribution, random
-from tf_mcvae.fusion import can_fuse, fusing
+from tf_mcvae import random
+from tf_mcvae.distribute import replicas
 from tf_mcvae.models.checked import CheckedModel
+from tf_mcvae.performance import cores
+from tf_mcvae.performance.fusion import can_fuse, fusing
 
 # Dense networks of fewer are computed faster than they are called.
 _FEW_WEIGHTS = 1_000_000
@@ -98,7 +100,7 @@ class TrainingLoop(CheckedModel):
     def train_step(self, data: Any) -> dict[str, Any]:
         """Takes one optimizer step on a batch of `x`, `(x, y)` or `(x, y, sample_weight)`."""
         x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
-        share = distribution.share_of_batch(tf.shape(x)[0])
+        share = replicas.share_of_batch(tf.shape(x)[0])
         seed = self._step_seed(TRAIN_STREAM, self.step)
 
         def differentiate(rows: Any, first: tf.Tensor) -> tuple[Estimate, list[Any]]:
@@ -109,7 +111,7 @@ class TrainingLoop(CheckedModel):
         parts = self._in_parts(differentiate, (x, weight), training=True)
         estimate = _joined([estimate for estimate, _ in parts])
         gradients = _added([gradients for _, gradients in parts])
-        gradients = distribution.all_sum_gradients(gradients)
+        gradients = replicas.all_sum_gradients(gradients)
         # What Keras multiplies the loss with in mixed float16; else 1.
         scale = self.optimizer.scale_loss(tf.ones([]))
         norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients if g is not None])
@@ -121,7 +123,7 @@ class TrainingLoop(CheckedModel):
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluates a batch. Nothing is learned or adapted, and the same call draws the same."""
         x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
-        share = distribution.share_of_batch(tf.shape(x)[0])
+        share = replicas.share_of_batch(tf.shape(x)[0])
         seed = self._step_seed(TEST_STREAM, self.test_step_counter)
 
         def evaluate(x: tf.Tensor, first: tf.Tensor) -> Estimate:
@@ -201,7 +203,7 @@ class TrainingLoop(CheckedModel):
     def _update(self, gradients: list[Any], norm: tf.Tensor) -> None:
         """Applies the gradients unless their norm is too large, and counts what is done to them."""
         # A sum is read as that of all replicas.
-        one = 1.0 / distribution.num_replicas()
+        one = 1.0 / replicas.num_replicas()
         self._grad_norm.update_state(norm)
         if self._clip_norm() is not None:
             self._clipped.update_state(one * tf.cast(norm > self._clip_norm(), tf.float32))
@@ -214,7 +216,7 @@ class TrainingLoop(CheckedModel):
 
     def _apply(self, gradients: list[Any]) -> None:
         """Hands the gradients to the optimizer, of which Keras' own sums those of all replicas."""
-        count = distribution.num_replicas()
+        count = replicas.num_replicas()
         if count > 1:
             gradients = [g if g is None else g / count for g in self._clip(gradients)]
         self.optimizer.apply(gradients, self.trainable_variables)
@@ -266,7 +268,7 @@ class TrainingLoop(CheckedModel):
         shown = {metric.name: metric.result() for metric in self._gradient_metrics()}
         # Of a count each replica has its part.
         counts = {self._clipped.name, self._skipped.name}
-        number = distribution.num_replicas()
+        number = replicas.num_replicas()
         return {n: number * v if n in counts else v for n, v in shown.items()}
 
     def _track(self, estimate: Estimate, weight: tf.Tensor | None) -> dict[str, Any]:
@@ -274,7 +276,7 @@ class TrainingLoop(CheckedModel):
         examples = {"loss": estimate.loss, "bound": estimate.bound}
         if tf.distribute.has_strategy():
             # Each replica tracks what all of them have, and so shows it after every step.
-            examples, weight = distribution.weighted_mean(examples, weight)
+            examples, weight = replicas.weighted_mean(examples, weight)
         for name, values in examples.items():
             self._trackers[name].update_state(values, sample_weight=weight)
         for name, value in estimate.metrics.items():
@@ -286,7 +288,7 @@ class TrainingLoop(CheckedModel):
 
         Keras averages each of them over the workers, in a message of its own, and along an axis.
         """
-        if not tf.distribute.has_strategy() or distribution.num_workers() == 1:
+        if not tf.distribute.has_strategy() or replicas.num_workers() == 1:
             return logs
         return {"loss": tf.reshape(logs["loss"], [1])}
 
@@ -323,7 +325,7 @@ def _joined(parts: Sequence[Estimate]) -> Estimate:
     return Estimate(
         tf.concat([part.loss for part in parts], axis=0),
         tf.concat([part.bound for part in parts], axis=0),
-        distribution.pooled_mean([dict(part.metrics) for part in parts], sizes),
+        replicas.pooled_mean([dict(part.metrics) for part in parts], sizes),
         tuple(part.adaptation for part in parts),
     )
 

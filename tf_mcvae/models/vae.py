@@ -6,8 +6,8 @@ import keras
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.bounds import dreg_loss, elbo, gaussian_kl, iwae
 from tf_mcvae.models.base import Estimate, MonteCarloVAE, diagonal_normal
+from tf_mcvae.objectives.bounds import dreg_loss, elbo, gaussian_kl, iwae
 
 
 class _DirectVAE(MonteCarloVAE):

@@ -1,0 +1,321 @@
+"""Kernels leave their target invariant, agree with TFP's, and evaluate no more than they need.
+
+Statistical checks are at 5 standard errors: a false alarm in 1.7 million for each number checked.
+"""
+
+import inspect
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+from reference import within
+
+from tf_mcvae import kernels, random
+from tf_mcvae.kernels.metropolis import log_accept_probs
+from tf_mcvae.kernels.path import AnnealedPath
+from tf_mcvae.kernels.step_size_rules import acceptance_update, variance_update
+
+tfd = tfp.distributions
+SCALES = np.array([0.5, 1.5], np.float32)
+BASE = tfd.MultivariateNormalDiag([1.0, -1.0], [1.0, 0.4])
+TARGET = tfd.MultivariateNormalDiag([0.0, 0.5], SCALES)
+PATH = AnnealedPath(BASE.log_prob, TARGET.log_prob)
+
+# Adding a kernel is adding a line.
+CALIBRATED = {
+    "MALA": lambda target, **kw: kernels.MetropolisAdjustedLangevin(target, 0.2, **kw),
+    "MALA-barker": lambda target, **kw: kernels.MetropolisAdjustedLangevin(
+        target, 0.2, acceptance="barker", **kw
+    ),
+    "MALA-per-dimension": lambda target, **kw: kernels.MetropolisAdjustedLangevin(
+        target, [0.05, 0.4], **kw
+    ),
+    "HMC": lambda target, **kw: kernels.HamiltonianMonteCarlo(target, 0.4, 3, **kw),
+    "HMC-persistent": lambda target, **kw: kernels.HamiltonianMonteCarlo(
+        target, 0.4, 1, momentum_persistence=0.8, momentum_seed=7, **kw
+    ),
+    "HMC-barker": lambda target, **kw: kernels.HamiltonianMonteCarlo(
+        target, 0.4, 3, acceptance="barker", **kw
+    ),
+}
+ALL = {**CALIBRATED, "ULA": lambda target, **kw: kernels.UnadjustedLangevin(target, 0.1, **kw)}
+
+
+def mixed_normal(b):
+    """Mean and scale of `pi_b`, which is Gaussian: precisions mix linearly."""
+    precisions = [(1 - b) / BASE.variance(), b / TARGET.variance()]
+    means = [BASE.mean(), TARGET.mean()]
+    total = precisions[0] + precisions[1]
+    mean = sum(p * m for p, m in zip(precisions, means, strict=True)) / total
+    return mean.numpy(), (total**-0.5).numpy()
+
+
+def chain(kernel, start, num_steps, seed):
+    @tf.function
+    def run():
+        state, results = start, kernel.bootstrap_results(start)
+        moments = []
+        for index in range(num_steps):
+            state, results = kernel.one_step(state, results, random.fold_in(seed, index))
+            moments.append(results.is_accepted)
+        return state, tf.stack(moments)
+
+    return run()
+
+
+FEW = [("MALA", 0.3), ("MALA-barker", 0.3), ("HMC", 0.3), ("HMC-persistent", 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "b"),
+    [
+        pytest.param(name, b, marks=[pytest.mark.slow] * ((name, b) not in FEW))
+        for name in CALIBRATED
+        for b in (0.0, 0.3, 1.0)
+    ],
+)
+def test_target_is_invariant(name, b):
+    mean, scale = mixed_normal(b)
+    kernel = CALIBRATED[name](PATH, inverse_temperature=b)
+    noise = random.normal([50_000, 2], random.as_seed(1))
+    state, accepted = chain(kernel, mean + scale * noise, 5, random.as_seed(2))
+    standard = (state.numpy() - mean) / scale
+    assert within(standard, 0.0)
+    assert within(standard**2, 1.0)
+    assert within(standard**4, 3.0)
+    assert 0.3 < np.mean(accepted) < 0.999
+    assert not np.allclose(state, mean + scale * noise)
+
+
+def test_unadjusted_langevin_has_its_own_stationary_law():
+    """On N(0, 1) with step e the variance is 1 / (1 - e / 2), not 1."""
+    step = 0.5
+    kernel = kernels.UnadjustedLangevin(tfd.Normal(0.0, 1.0).log_prob, step)
+    start = random.normal([100_000], random.as_seed(1)) / np.sqrt(1 - step / 2)
+    state, _ = chain(kernel, start, 4, random.as_seed(2))
+    assert within(np.square(state, dtype=np.float64), 1 / (1 - step / 2))
+    assert not within(np.square(state, dtype=np.float64), 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:supplied `TransitionKernel` is not calibrated")
+@pytest.mark.parametrize("name", ALL)
+def test_runs_under_sample_chain(name):
+    kernel = ALL[name](TARGET.log_prob)
+
+    @tf.function
+    def run():
+        return tfp.mcmc.sample_chain(
+            300,
+            tf.zeros([200, 2]),
+            kernel=kernel,
+            num_burnin_steps=50,
+            trace_fn=lambda _, results: results.is_accepted,
+            seed=3,
+        )
+
+    draws, accepted = run()
+    assert draws.shape == (300, 200, 2)
+    assert accepted.shape == (300, 200)
+    chain_means = tf.reduce_mean(draws, 0)
+    bias = 0.0 if kernel.is_calibrated else 0.02
+    error = np.std(chain_means, 0) / np.sqrt(200)
+    assert np.all(np.abs(np.mean(chain_means, 0) - TARGET.mean()) < 5 * error + bias)
+    assert kernel.is_calibrated is (name != "ULA")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_copy_keeps_the_parameters(name):
+    """`tfp.mcmc` rebuilds kernels through `parameters`."""
+    kernel = ALL[name](TARGET.log_prob)
+    state = tf.ones([3, 2])
+    results = kernel.bootstrap_results(state)
+    expected = kernel.one_step(state, results, seed=5)[0]
+    np.testing.assert_array_equal(kernel.copy().one_step(state, results, seed=5)[0], expected)
+
+
+def test_agrees_with_tfp_langevin():
+    """TFP's step is twice ours; the mean acceptance and squared jump are equal."""
+    ours = kernels.MetropolisAdjustedLangevin(TARGET.log_prob, 0.15)
+    theirs = tfp.mcmc.MetropolisAdjustedLangevinAlgorithm(TARGET.log_prob, step_size=0.3)
+    start = TARGET.sample(50_000, seed=4)
+    statistics = []
+    for kernel in (ours, theirs):
+        state, results = kernel.one_step(start, kernel.bootstrap_results(start), seed=(5, 6))
+        jump = np.sum(np.square(state - start), -1)
+        statistics.append(np.stack([np.asarray(results.is_accepted, np.float64), jump], 1))
+    difference = statistics[0].mean(0) - statistics[1].mean(0)
+    error = np.sqrt(sum(s.var(0) / len(s) for s in statistics))
+    assert np.all(np.abs(difference) < 5 * error)
+
+
+def test_score_of_a_state_that_tfp_drew_itself():
+    """TFP's caches would make the gradient vanish without a word."""
+    state = TARGET.sample(3, seed=1)
+    expected = -(state - TARGET.mean()) / TARGET.variance()
+    np.testing.assert_allclose(PATH.endpoints(state).score_p, expected, rtol=1e-5)
+
+
+def test_agrees_with_tfp_leapfrog():
+    state, momentum = tf.constant([[0.3, -1.0]]), tf.constant([[0.5, 0.2]])
+    integrator = tfp.mcmc.internal.leapfrog_integrator.SimpleLeapfrogIntegrator(
+        TARGET.log_prob, [tf.constant(0.2)], 4
+    )
+    their_momentum, their_state, _, _ = integrator([momentum], [state])
+    kernel = kernels.UncalibratedHamiltonian(TARGET.log_prob, 0.2, 4)
+    ours = kernel.leapfrogs(state, momentum, kernel.path.endpoints(state))
+    np.testing.assert_allclose(ours[0], their_state[0], rtol=1e-5)
+    np.testing.assert_allclose(ours[1], their_momentum[0], rtol=1e-5)
+
+
+def test_endpoints_are_not_tied_to_a_temperature():
+    """Results of a step at one temperature serve the next step at another (TFP's AIS trap)."""
+    state = tf.constant([[0.4, 1.0], [2.0, -0.5]])
+    hot = kernels.MetropolisAdjustedLangevin(PATH, 0.2, 0.1)
+    cold = kernels.MetropolisAdjustedLangevin(PATH, 0.2, 0.9)
+    state, carried = hot.one_step(state, hot.bootstrap_results(state), seed=1)
+    fresh = cold.bootstrap_results(state)
+    for expected, actual in zip(
+        tf.nest.flatten(cold.one_step(state, fresh, seed=2)),
+        tf.nest.flatten(cold.one_step(state, carried, seed=2)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ULA",
+        "HMC-persistent",
+        *[
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ALL
+            if name not in ("ULA", "HMC-persistent")
+        ],
+    ],
+)
+def test_same_numbers_eager_graph_xla(name):
+    state = tf.constant([[0.4, 1.0], [2.0, -0.5]])
+
+    def step():
+        kernel = ALL[name](PATH, inverse_temperature=0.4)
+        return kernel.one_step(state, kernel.bootstrap_results(state), random.as_seed(3))
+
+    eager = tf.nest.flatten(step())
+    for compiled in (tf.function(step), tf.function(step, jit_compile=True)):
+        for expected, actual in zip(eager, tf.nest.flatten(compiled()), strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("acceptance", ["metropolis", "barker"])
+def test_acceptance_probabilities(acceptance):
+    log_ratio = np.array([-40.0, -2.0, -1e-3, 0.0, 0.5, 30.0])
+    ratio = np.exp(log_ratio)
+    accept = np.minimum(1, ratio) if acceptance == "metropolis" else ratio / (1 + ratio)
+    log_accept, log_reject = log_accept_probs(tf.constant(log_ratio), acceptance)
+    np.testing.assert_allclose(np.exp(log_accept), accept, rtol=1e-9)
+    np.testing.assert_allclose(np.exp(log_reject), 1 - accept, atol=2e-8)
+
+
+@pytest.mark.parametrize("acceptance", ["metropolis", "barker"])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_certain_acceptance_stays_finite_when_compiled(acceptance, jit_compile):
+    """Compilers fold constants: the logarithm of no rejection at all must not become -inf."""
+
+    @tf.function(jit_compile=jit_compile)
+    def values_and_gradients(log_ratio):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(log_ratio)
+            values = log_accept_probs(log_ratio, acceptance)
+            chosen = tf.where(log_ratio > -1.0, *values)
+        return values, tape.gradient(chosen, log_ratio)
+
+    results = values_and_gradients(tf.constant([0.0, 3.0, 80.0, -1e-6, -80.0]))
+    assert all(np.all(np.isfinite(value)) for value in tf.nest.flatten(results))
+
+
+def test_langevin_log_ratio_is_that_of_the_two_densities():
+    """Against the two transition densities, written out in float64."""
+    step, b = 0.3, 0.6
+    start = np.array([[0.4, 1.0], [2.0, -0.5]])
+    kernel = kernels.UnadjustedLangevin(PATH, step, b)
+    begin = tf.constant(start, tf.float32)
+    end, results = kernel.one_step(begin, kernel.bootstrap_results(begin), seed=4)
+    mean, scale = mixed_normal(b)
+
+    def log_density(to, origin):
+        loc = origin - step * (origin - mean) / scale**2
+        return np.sum(-((to - loc) ** 2) / (4 * step), -1)
+
+    end = end.numpy().astype(np.float64)
+    expected = log_density(start, end) - log_density(end, start)
+    np.testing.assert_allclose(results.log_ratio, expected, rtol=1e-4)
+
+
+def test_skip_threshold_undoes_unlikely_moves():
+    """Against the rule in NumPy: a move of MH probability <= threshold leaves no trace."""
+    state = TARGET.sample(1000, seed=1)
+    plain = kernels.UnadjustedLangevin(TARGET.log_prob, 0.5)
+    skipping = kernels.UnadjustedLangevin(TARGET.log_prob, 0.5, skip_threshold=0.4)
+    results = plain.bootstrap_results(state)
+    moved, free = plain.one_step(state, results, seed=2)
+    kept, ruled = skipping.one_step(state, results, seed=2)
+    undone = np.exp(np.minimum(free.log_accept_ratio, 0)) <= 0.4
+    assert 50 < undone.sum() < 950
+    np.testing.assert_allclose(kept, np.where(undone[:, None], state, moved))
+    np.testing.assert_allclose(ruled.log_ratio, np.where(undone, 0, free.log_ratio), atol=1e-6)
+
+
+def test_acceptance_rule():
+    step = tf.constant([0.1, 0.1, 0.4999, 0.001])
+    new = acceptance_update(step, tf.constant([0.9, 0.89, 1.0, 0.0]), 0.9)
+    np.testing.assert_allclose(new, [0.1 * 1.002, 0.1 * 0.998, 0.5, 0.001], rtol=1e-5)
+
+
+def test_variance_rule():
+    step, scale = tf.constant([[0.1, 0.2]] * 2), tf.constant([0.1, 0.3])
+    score_std = tf.constant([[0.0, 1.0], [3.0, 9.0]])
+    new, gamma = variance_update(step, scale, tf.constant([0.5, 0.95]), score_std, 0.9)
+    np.testing.assert_allclose(
+        new, [[0.09 + 0.01, 0.18 + 0.005], [0.09 + 0.0075, 0.18 + 0.003]], rtol=1e-5
+    )
+    np.testing.assert_allclose(gamma, [0.1 * 0.99, 0.3 * 1.02], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: kernels.UnadjustedLangevin(3.0, 0.1), "callable.*Received: .*3.0"),
+        (lambda: kernels.HamiltonianMonteCarlo(TARGET.log_prob, 0.1, 0), "positive.*Received: .*0"),
+        (
+            lambda: kernels.MetropolisAdjustedLangevin(TARGET.log_prob, 0.1, acceptance="gibbs"),
+            "'metropolis' or 'barker'.*Received: .*gibbs",
+        ),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+def test_target_without_gradient():
+    kernel = kernels.UnadjustedLangevin(lambda z: tf.cast(tf.cast(z, tf.int32), tf.float32), 0.1)
+    with pytest.raises(ValueError, match=r"differentiable.*Received: "):
+        kernel.bootstrap_results(tf.zeros([3]))
+
+
+def test_seed_is_required():
+    kernel = kernels.UnadjustedLangevin(TARGET.log_prob, 0.1)
+    state = tf.zeros([1, 2])
+    with pytest.raises(ValueError, match=r"needs a seed.*Received: seed=None"):
+        kernel.one_step(state, kernel.bootstrap_results(state))
+
+
+def test_kernels_follow_the_contract_of_tfp():
+    for name in kernels.__all__:
+        kernel = getattr(kernels, name)
+        if name != "TransitionResults":
+            assert issubclass(kernel, tfp.mcmc.TransitionKernel)
+            names = list(inspect.signature(kernel.one_step).parameters)
+            assert names == ["self", "current_state", "previous_kernel_results", "seed"]

@@ -1,0 +1,122 @@
+"""Bounds and losses, their values and gradients, against float64 NumPy."""
+
+import numpy as np
+import pytest
+import scipy.special
+import tensorflow as tf
+import tensorflow_probability as tfp
+from reference import advantages, gaussian_kl, iwae, normal_log_prob
+
+from tf_mcvae.objectives import bounds
+
+tfd = tfp.distributions
+RNG = np.random.default_rng(3)
+SAMPLE_COUNTS = [1, 2, 7]
+
+
+def draws(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def value_and_gradients(loss, *arguments):
+    """Values `[B]`, and gradients of their sum with an uneven upstream gradient 1, 2, ..., B."""
+    arguments = [tf.constant(argument) for argument in arguments]
+    with tf.GradientTape() as tape:
+        tape.watch(arguments)
+        values = loss(*arguments)
+        total = tf.reduce_sum(values * tf.range(1.0, len(values) + 1))
+    return values, tape.gradient(total, arguments)
+
+
+UPSTREAM = np.arange(1.0, 4.0)  # for a batch of 3
+
+
+@pytest.mark.parametrize("num_samples", SAMPLE_COUNTS)
+def test_elbo_and_iwae(num_samples):
+    log_weights = 3.0 * draws(num_samples, 3) - 80.0
+    np.testing.assert_allclose(bounds.elbo(log_weights), log_weights.mean(0), rtol=1e-6)
+    values, (gradient,) = value_and_gradients(bounds.iwae, log_weights)
+    np.testing.assert_allclose(values, iwae(log_weights), rtol=1e-6)
+    expected = UPSTREAM * scipy.special.softmax(log_weights.astype(np.float64), 0)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
+    assert np.all(values >= log_weights.mean(0) - 1e-4)
+
+
+@pytest.mark.parametrize("offset", [-1e5, -200.0, 200.0, 1e5])
+def test_iwae_neither_over_nor_underflows(offset):
+    log_weights = offset + np.array([[0.0, 1.0], [0.5, -300.0]], np.float32)
+    np.testing.assert_allclose(bounds.iwae(log_weights), iwae(log_weights), rtol=1e-6)
+
+
+def test_iwae_of_a_state_without_density():
+    """A log weight of -infinity is a weight of 0."""
+    log_weights = np.array([[-np.inf, -np.inf], [0.0, -np.inf]], np.float32)
+    np.testing.assert_allclose(bounds.iwae(log_weights), [-np.log(2.0), -np.inf], rtol=1e-6)
+
+
+def test_gaussian_kl():
+    loc, scale = draws(5, 4), np.exp(draws(5, 4))
+    actual = bounds.gaussian_kl(loc, scale)
+    np.testing.assert_allclose(actual, gaussian_kl(loc, scale), rtol=1e-5)
+    standard = tfd.MultivariateNormalDiag(tf.zeros(4), tf.ones(4))
+    theirs = tfd.kl_divergence(tfd.MultivariateNormalDiag(loc, scale), standard)
+    np.testing.assert_allclose(actual, theirs, rtol=1e-5)
+    np.testing.assert_allclose(bounds.gaussian_kl(tf.zeros([2, 4]), tf.ones([2, 4])), [0, 0])
+
+
+def test_standard_normal_log_prob():
+    state = 3.0 * draws(2, 3, 5)
+    actual = bounds.standard_normal_log_prob(state)
+    np.testing.assert_allclose(actual, normal_log_prob(state, 0.0, 1.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_samples", SAMPLE_COUNTS)
+def test_dreg_loss(num_samples):
+    """Gradients `-v_s` to the log weights, `-v_s^2 d log w_s / d z_s` to the state, no other."""
+    arguments = draws(num_samples, 3), draws(num_samples, 3, 2), draws(num_samples, 3, 2)
+    values, gradients = value_and_gradients(bounds.dreg_loss, *arguments)
+    log_weights, state, score = (argument.astype(np.float64) for argument in arguments)
+    weights = scipy.special.softmax(log_weights, 0)
+    pull = weights[..., None] ** 2 * score
+    expected = -np.sum(weights * log_weights, 0) - np.sum(pull * state, (0, 2))
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradients[0], -UPSTREAM * weights, rtol=1e-5)
+    np.testing.assert_allclose(gradients[1], -UPSTREAM[:, None] * pull, rtol=1e-5)
+    assert gradients[2] is None
+
+
+def test_dreg_of_one_sample_is_the_reparameterised_gradient():
+    """With S = 1 the weight is 1: `d log w / d z`, sticking the landing."""
+    score = draws(1, 3, 2)
+    _, gradients = value_and_gradients(bounds.dreg_loss, draws(1, 3), draws(1, 3, 2), score)
+    np.testing.assert_allclose(gradients[1], -UPSTREAM[:, None] * score, rtol=1e-6)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("num_samples", SAMPLE_COUNTS)
+def test_score_function_loss(num_samples, coefficient):
+    """Baseline: the mean of the others, 0 with S = 1. Nothing flows through the advantage."""
+    log_weights, log_probs = draws(num_samples, 3) - 80.0, -np.exp(draws(num_samples, 3))
+
+    def loss(*arguments):
+        return bounds.score_function_loss(*arguments, coefficient)
+
+    values, gradients = value_and_gradients(loss, log_weights, log_probs)
+    score_weights = coefficient * advantages(log_weights) / num_samples
+    expected = -log_weights.mean(0) - np.sum(score_weights * log_probs, 0)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    expected = np.broadcast_to(-UPSTREAM / num_samples, log_weights.shape)
+    np.testing.assert_allclose(gradients[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(gradients[1], -UPSTREAM * score_weights, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_samples", [1, 4])
+def test_losses_take_shapes_known_at_run_time_only(num_samples):
+    two, three = tf.TensorSpec([None, None]), tf.TensorSpec([None, None, 2])
+    for loss, signature in [
+        (bounds.score_function_loss, [two, two]),
+        (bounds.dreg_loss, [two, three, three]),
+    ]:
+        arguments = [tf.constant(draws(num_samples, 3, *spec.shape[2:])) for spec in signature]
+        graph = tf.function(loss, input_signature=signature)
+        np.testing.assert_allclose(graph(*arguments), loss(*arguments), rtol=1e-5, atol=1e-6)

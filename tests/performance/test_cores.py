@@ -1,0 +1,179 @@
+"""Batches that the cores of a CPU share: the same numbers, whatever the number of parts."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from distribute import trained
+
+import tf_mcvae
+from tf_mcvae.models import training_loop
+from tf_mcvae.performance import cores
+
+SHAPE = trained.SHAPE
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Sets the number of parts as `parallelize_over_batch` does, but not TensorFlow's threads."""
+    monkeypatch.setattr(training_loop, "_FEW_WEIGHTS", 0)  # Tests' networks are small.
+    return lambda count: monkeypatch.setattr(cores, "_num_parts", count)
+
+
+def run(*lines):
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+# The division of a batch.
+
+
+@pytest.mark.parametrize("size", [7, 2, 0])
+def test_parts_follow_each_other(size, parts):
+    parts(3)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2])])
+    def divide(x):
+        found = cores.in_parts(lambda rows, first: (rows[0], rows[1], first), (x, None))
+        assert [second for _, second, _ in found] == [None] * 3
+        return [(rows, first) for rows, _, first in found]
+
+    x = np.arange(2.0 * size, dtype=np.float32).reshape(size, 2)
+    found = divide(x)
+    np.testing.assert_array_equal(np.concatenate([rows for rows, _ in found]), x)
+    sizes = [len(rows) for rows, _ in found]
+    assert max(sizes) - min(sizes) <= 1
+    assert [int(first) for _, first in found] == [0, sizes[0], sizes[0] + sizes[1]]
+
+
+CASES = [
+    ("LMCVAE-variance", {"skip_gradient_norm": 2.5}, {"weighted": True, "num": 17}),
+    pytest.param("IWAE", {"optimizer": {"global_clipnorm": 1.0}}, {}, marks=pytest.mark.slow),
+    pytest.param("AMCVAE", {}, {}, marks=pytest.mark.slow),
+    pytest.param("LMCVAE-acceptance", {}, {}, marks=pytest.mark.slow),
+    pytest.param("LMCVAE-learned", {}, {"num": 17}, marks=pytest.mark.slow),
+    pytest.param("VAE", {}, {"weighted": True}, marks=pytest.mark.slow),
+    pytest.param("FlowVAE", {}, {}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("case", "compiled", "fitted"), CASES, ids=str)
+def test_training_evaluation_and_predictions_are_those_of_whole_batches(
+    case, compiled, fitted, parts
+):
+    """With a penalty in all; of 17 examples the last batch has one, and leaves parts empty."""
+    results = []
+    for count in (1, 3):
+        parts(count)
+        results.append(trained.train(trained.make(case, None, **compiled), **fitted))
+    assert results[0].keys() == results[1].keys()
+    for name, expected in results[0].items():
+        np.testing.assert_allclose(results[1][name], expected, 2e-5, 1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_what_is_not_divided(jit, parts):
+    """XLA's steps, and training of networks with a state: the same numbers to the last bit."""
+    weights = []
+    for count in (1, 3):
+        parts(count)
+        keras.utils.set_random_seed(0)
+        encoder, decoder = trained.networks()
+        if not jit:
+            encoder = keras.Sequential([keras.layers.BatchNormalization(), encoder])
+        model = tf_mcvae.VAE(encoder, decoder)
+        model.build((None, *SHAPE))
+        model.compile(keras.optimizers.SGD(0.1), jit_compile=jit)
+        model.fit(trained.X, batch_size=7, epochs=2, verbose=0)
+        weights.append(model.get_weights())
+    for first, second in zip(*weights, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_small_dense_networks_are_not_divided(parts, monkeypatch):
+    """Nor would it pay: their steps are mostly calls of operations."""
+    parts(3)
+    calls = []
+    monkeypatch.setattr(cores, "in_parts", lambda *args: calls.append(args))
+    monkeypatch.setattr(training_loop, "_FEW_WEIGHTS", 1_000_000)
+    trained.make("VAE", None).train_on_batch(trained.X)
+    assert not calls
+
+
+# Evaluations.
+
+
+def test_evaluations_are_those_of_whole_chunks(parts):
+    model = trained.make("LMCVAE-acceptance", None)
+    x = trained.X[:11]
+    ais = {"num_chains": 2, "num_temperatures": 4, "num_leapfrog_steps": 2}
+
+    def evaluate():
+        iwae = tf_mcvae.estimate_iwae(model, x, num_samples=10, chunk_size=70)
+        annealed = tf_mcvae.estimate_log_likelihood(model, x[:5], **ais)
+        return [iwae.per_example, annealed.per_example]
+
+    whole = evaluate()
+    parts(3)
+    for actual, expected in zip(evaluate(), whole, strict=True):
+        np.testing.assert_allclose(actual, expected, 2e-6)
+
+
+@pytest.mark.slow
+def test_gaps_are_those_of_whole_chunks(parts):
+    model = trained.make("LMCVAE-acceptance", None)
+    ais = {"num_chains": 2, "num_temperatures": 4, "num_leapfrog_steps": 2}
+    whole = tf_mcvae.bidirectional_gap(model, num_examples=5, **ais)
+    parts(3)
+    gap = tf_mcvae.bidirectional_gap(model, num_examples=5, **ais)
+    np.testing.assert_allclose(gap.gap, whole.gap, 2e-6)
+    for actual, expected in zip((gap.lower, gap.upper), (whole.lower, whole.upper), strict=True):
+        np.testing.assert_allclose(actual.per_example, expected.per_example, 2e-6)
+
+
+# The threads.
+
+
+def test_threads_are_set_before_tensorflow_computes():
+    printed = run(
+        "import tensorflow as tf, tf_mcvae",
+        "tf_mcvae.parallelize_over_batch(1)",
+        "print(tf.config.threading.get_intra_op_parallelism_threads())",
+        "tf_mcvae.parallelize_over_batch(3)",
+        "print(tf.config.threading.get_intra_op_parallelism_threads())",
+        "print(tf.config.threading.get_inter_op_parallelism_threads())",
+        "tf.zeros([])",
+        "tf_mcvae.parallelize_over_batch(3)",  # As it is already.
+        "print(tf_mcvae.performance.cores.num_parts())",
+    )
+    assert printed == ["0", "1", "3", "3"]
+
+
+def test_a_tensorflow_that_has_computed_is_left_as_it_is():
+    tf.zeros([])
+    intra = tf.config.threading.get_intra_op_parallelism_threads()
+    other = tf.config.threading.get_inter_op_parallelism_threads() + 2
+    with pytest.raises(RuntimeError, match=r"right after the imports.* Received: "):
+        tf_mcvae.parallelize_over_batch(other)
+    assert cores.num_parts() == 1
+    assert tf.config.threading.get_intra_op_parallelism_threads() == intra
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, "two"])
+def test_impossible_numbers_of_cores_are_refused(count):
+    with pytest.raises((TypeError, ValueError), match=r"num_cores.*Received: "):
+        tf_mcvae.parallelize_over_batch(count)
+
+
+def test_a_machine_with_a_gpu_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a GPU"])
+    tf_mcvae.parallelize_over_batch(3)
+    assert cores.num_parts() == 1

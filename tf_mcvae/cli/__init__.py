@@ -1,0 +1,1 @@
+"""Carries out what the commands of `tf_mcvae_commands` have parsed."""

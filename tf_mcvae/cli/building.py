@@ -1,0 +1,127 @@
+"""The model and the optimizer of a run, from its settings."""
+
+import inspect
+from typing import Any
+
+import keras
+
+from tf_mcvae.datasets import DataSpec
+from tf_mcvae.layers import StepSize
+from tf_mcvae.layers.likelihoods import Gaussian
+from tf_mcvae.layers.networks import Decoder, Encoder
+from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, FlowVAE, MonteCarloVAE
+from tf_mcvae_commands.settings import RunConfig, schedule_call
+
+_MODELS: dict[str, type[MonteCarloVAE]] = {
+    "VAE": VAE,
+    "IWAE": IWAE,
+    "L-MCVAE": LMCVAE,
+    "A-MCVAE": AMCVAE,
+    "FlowVAE": FlowVAE,
+}
+
+
+def build_model(config: RunConfig, spec: DataSpec, steps_per_epoch: int) -> MonteCarloVAE:
+    """Returns a new model, built and compiled, for settings that are complete."""
+    networks: dict[str, Any] = {
+        "architecture": config.architecture,
+        "activation": config.activation,
+    }
+    arguments: dict[str, Any] = {
+        "likelihood": Gaussian(config.sigma) if config.likelihood == "gaussian" else "bernoulli",
+        "num_samples": config.num_samples,
+        "seed": config.seed,
+        **_own_arguments(config),
+    }
+    encoder = Encoder(config.latent_dim, **networks)
+    decoder = Decoder(spec.image_shape, **networks)
+    model = _MODELS[config.model](encoder, decoder, **arguments)
+    model.build((None, *spec.image_shape))
+    optimizer = keras.optimizers.Adam(
+        learning_rate(config, steps_per_epoch), global_clipnorm=config.gradient_clip or None
+    )
+    jit_compile = "auto" if config.jit is None else config.jit
+    model.compile(
+        optimizer, jit_compile=jit_compile, skip_gradient_norm=config.gradient_skip or None
+    )
+    return model
+
+
+def _own_arguments(config: RunConfig) -> dict[str, Any]:
+    """Returns what the constructor of this model takes beside those of all."""
+    if config.model == "FlowVAE":
+        return {"flow": config.flow_type, "num_flows": config.num_flows}
+    if config.model == "L-MCVAE":
+        return {
+            **_transition_arguments(config),
+            "skip_threshold": config.skip_threshold,
+            "learned_drift": config.learned_drift,
+            "learned_reverse": config.learned_reverse,
+        }
+    if config.model == "A-MCVAE":
+        return {
+            **_transition_arguments(config),
+            "acceptance": "barker" if config.barker else "metropolis",
+            "alpha_annealing": config.alpha_annealing,
+        }
+    return {}
+
+
+def _transition_arguments(config: RunConfig) -> dict[str, Any]:
+    rule = "variance" if config.variance_sensitive_step else "acceptance"
+    rule = "learned" if config.learnable_transitions else rule
+    return {
+        "num_transitions": config.num_transitions,
+        "step_size": StepSize(config.step_size, rule, config.target_acceptance),
+        "schedule": config.schedule,
+        "cloned_decoder": config.cloned_decoder,
+        "recompute": config.recompute,
+    }
+
+
+def learning_rate(config: RunConfig, steps_per_epoch: int) -> Any:
+    """Returns the learning rate of complete settings: a number, or a Keras schedule.
+
+    Raises:
+        ValueError: If there is no such schedule in Keras, or its arguments do not fit.
+    """
+    rate: Any = config.learning_rate
+    if config.lr_schedule == "constant":
+        return rate
+    if config.lr_schedule == "reference":
+        # A value holds up to its boundary, the last step of the epoch before.
+        return keras.optimizers.schedules.PiecewiseConstantDecay(
+            [epoch * steps_per_epoch - 1 for epoch in (10, 20, 30)],
+            [rate * 0.25**i for i in range(4)],
+        )
+    return _keras_schedule(str(config.lr_schedule), rate)
+
+
+def _keras_schedule(text: str, rate: float) -> Any:
+    name, arguments = schedule_call(text)
+    kinds = _schedules()
+    if name not in kinds:
+        raise ValueError(
+            f"Keras has no learning-rate schedule {name}; it has {', '.join(sorted(kinds))}. "
+            f"Received: --lr-schedule {text!r}"
+        )
+    if "initial_learning_rate" in inspect.signature(kinds[name]).parameters:
+        arguments = {"initial_learning_rate": rate, **arguments}
+    try:
+        schedule = kinds[name](**arguments)
+        float(schedule(0))  # What does not fit may show only here.
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"These arguments do not fit {name}{inspect.signature(kinds[name])}: {error}. "
+            f"Received: --lr-schedule {text!r}"
+        ) from error
+    return schedule
+
+
+def _schedules() -> dict[str, Any]:
+    found = keras.optimizers.schedules
+    return {
+        name: kind
+        for name, kind in vars(found).items()
+        if inspect.isclass(kind) and kind is not found.LearningRateSchedule
+    }

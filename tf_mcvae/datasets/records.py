@@ -1,0 +1,236 @@
+"""A folder of TFRecord files: that of a TFDS data set, or files with images under a fixed key."""
+
+import contextlib
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_mcvae.datasets.streams import LOOKED_AT, Size, Stream, Window, permuted
+
+SPLITS = ("train", "validation", "test")
+_MARK = ".tfrecord"
+_SPLIT = re.compile(rf"(?:^|[-_.])({'|'.join(SPLITS)})(?=[-_.])")
+TFDS_INFO = "dataset_info.json"
+_KEY = "image"
+
+_BUFFER_RECORDS = 8192  # Records that are shuffled together, and the most bytes that these take.
+_BUFFER_BYTES = 2**26
+_FILES_READ_AT_ONCE = 16
+
+
+def read_records(folder: pathlib.Path, size: Size) -> dict[str, Stream]:
+    """Returns the splits of a folder of TFRecords, none if it holds no such files."""
+    if (folder / TFDS_INFO).exists():
+        import tensorflow_datasets as tfds
+
+        shards = tfds_shards(tfds.builder_from_directory(folder))
+    else:
+        shards = {part: _plain_shards(paths) for part, paths in _split_files(folder).items()}
+    return {part: Stream.open(source, size) for part, source in shards.items()}
+
+
+def tfds_shards(builder: Any) -> dict[str, "Shards"]:
+    """Returns the splits of a prepared TFDS data set."""
+    features, splits = builder.info.features, builder.info.splits
+    where = f"{str(builder.data_path)!r}"
+    image = dict(features.items()).get(_KEY)
+    if image is None or image.np_dtype != np.uint8 or len(image.shape) != 3:
+        raise ValueError(
+            f"The data set must have a feature {_KEY!r} of `uint8` pixels [H, W, C]. "
+            f"Received: features {features} in {where}"
+        )
+    if builder.info.file_format.value != "tfrecord":
+        raise ValueError(
+            f"The data set must be stored as TFRecords. Received: {builder.info.file_format} in "
+            f"{where}"
+        )
+    return {
+        part: Shards(
+            [os.fspath(path) for path in splits[part].filepaths],
+            splits[part].shard_lengths,
+            lambda record: features.deserialize_example(record)[_KEY],
+        )
+        for part in SPLITS
+        if part in splits
+    }
+
+
+def write_records(
+    images: Iterable[Any],
+    folder: str | os.PathLike[str],
+    split: str = "train",
+    num_files: int = 16,
+) -> int:
+    """Writes images as TFRecord files that `load` streams, without holding them in memory.
+
+    The files are called `<split>-00000-of-00016.tfrecord` and so on. Image i goes to file
+    `i % num_files`, losslessly: each record is a `tf.train.Example` whose feature `"image"` holds
+    the bytes of a PNG (`load` reads JPEG and BMP too). They appear when all are complete.
+
+    Args:
+        images: Gives images `[H, W, C]` of `uint8`, C being 1 or 3: arrays or tensors, from a
+            generator or a `tf.data.Dataset`.
+        folder: Where to write; it is made where it does not exist.
+        split: `"train"`, `"validation"` or `"test"`.
+        num_files: Number of files. Some 100 MB each, and at least 16 of them, shuffle well.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        ValueError: If an image or an argument is not of this kind, or the folder already has files
+            of this split.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from tf_mcvae import datasets
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     images = (np.full([8, 8, 1], i, np.uint8) for i in range(100))
+        ...     number = datasets.write_records(images, folder, num_files=2)
+        ...     data = datasets.load(folder)
+        >>> number, data.spec.num_train
+        (100, 81)
+    """
+    path = pathlib.Path(folder)
+    if split not in SPLITS or isinstance(num_files, bool) or num_files < 1:
+        raise ValueError(
+            f"`split` must be one of {', '.join(SPLITS)}, and `num_files` at least 1. "
+            f"Received: split={split!r}, num_files={num_files!r}"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    if _split_files(path).get(split):
+        raise ValueError(
+            f"The folder has {split} files already; write to another one, or remove them. "
+            f"Received: {str(path)!r}"
+        )
+    names = [f"{split}-{i:05}-of-{num_files:05}{_MARK}" for i in range(num_files)]
+    with tempfile.TemporaryDirectory(prefix=".", dir=path) as unfinished:
+        count = _write_round_robin(images, [os.path.join(unfinished, name) for name in names])
+        for name in names:
+            os.replace(os.path.join(unfinished, name), path / name)
+    return count
+
+
+def _write_round_robin(images: Iterable[Any], paths: Sequence[str]) -> int:
+    count = 0
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(tf.io.TFRecordWriter(path)) for path in paths]
+        for image in images:
+            if not hasattr(image, "dtype") or image.dtype != np.uint8 or len(image.shape) != 3:
+                raise ValueError(
+                    "Images must be arrays [H, W, C] of `uint8`. Received: "
+                    f"{getattr(image, 'dtype', type(image).__name__)} of shape "
+                    f"{getattr(image, 'shape', None)} as number {count}"
+                )
+            png = tf.train.BytesList(value=[tf.io.encode_png(image).numpy()])
+            features = tf.train.Features(feature={_KEY: tf.train.Feature(bytes_list=png)})
+            record = tf.train.Example(features=features).SerializeToString()
+            writers[count % len(paths)].write(record)
+            count += 1
+    return count
+
+
+def _split_files(folder: pathlib.Path) -> dict[str, list[str]]:
+    """Returns the TFRecord files by the split that their folder or else their name says."""
+    parts = {part: _record_files(folder / part) for part in SPLITS if (folder / part).is_dir()}
+    if not any(parts.values()):
+        parts = {part: [] for part in SPLITS}
+        for path in _record_files(folder):
+            named = _SPLIT.search(os.path.basename(path))
+            parts[named[1] if named else SPLITS[0]].append(path)
+    return {part: paths for part, paths in parts.items() if paths}
+
+
+def _record_files(folder: pathlib.Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(os.fspath(entry.path) for entry in entries if _MARK in entry.name)
+
+
+def _plain_shards(paths: Sequence[str]) -> "Shards":
+    return Shards(paths, [_count_records(path) for path in paths], _decode_example)
+
+
+def _decode_example(record: tf.Tensor) -> tf.Tensor:
+    """Returns the image in a `tf.train.Example`."""
+    feature = {_KEY: tf.io.FixedLenFeature([], tf.string)}
+    encoded = tf.io.parse_single_example(record, feature)[_KEY]
+    return tf.io.decode_image(encoded, expand_animations=False)
+
+
+def _count_records(path: str) -> int:
+    """Returns the number of records in a TFRecord file, of which only their lengths are read."""
+    size, position, count = os.path.getsize(path), 0, 0
+    with open(path, "rb", buffering=0) as file:
+        while position < size:
+            length = int.from_bytes(os.pread(file.fileno(), 8, position), "little")
+            position += length + 16  # The length, its checksum, the record, its checksum.
+            count += 1
+    if position != size:
+        raise ValueError(
+            "This is no whole, uncompressed TFRecord file: it is cut off, or something else. "
+            f"Received: {path!r}"
+        )
+    return count
+
+
+class Shards:
+    """Records in TFRecord files.
+
+    Args:
+        paths: The files.
+        counts: The number of records in each.
+        decode: Returns the image `[H, W, C]`, `uint8`, of a record.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        counts: Sequence[int],
+        decode: Callable[[tf.Tensor], tf.Tensor],
+    ) -> None:
+        firsts = np.cumsum([0, *counts])
+        self._paths, self._firsts = tf.constant(list(paths)), tf.constant(firsts, tf.int64)
+        self._num_files, self._count = len(paths), int(firsts[-1])
+        self._bytes = sum(os.path.getsize(path) for path in paths)
+        self.decode = decode
+
+    def __len__(self) -> int:
+        """Returns how many records there are."""
+        return self._count
+
+    def items(self, window: Window, seed: tf.Tensor | None) -> Any:
+        """Returns a dataset of numbers and records.
+
+        With a seed the files are read in a random order, sixteen of them side by side.
+        """
+
+        def read(index: tf.Tensor) -> Any:
+            file = index if seed is None else permuted(index, seed, self._num_files)
+            return tf.data.TFRecordDataset(self._paths[file]).enumerate(self._firsts[file])
+
+        records = tf.data.Dataset.range(self._num_files).interleave(
+            read, cycle_length=min(_FILES_READ_AT_ONCE, self._num_files), block_length=16
+        )
+        if window.is_all:
+            return records
+        return records.filter(lambda number, _: window.holds(number))
+
+    def few(self) -> Any:
+        """Returns a dataset of numbers and records from the beginning of several files."""
+        return self.items(Window(0, len(self), len(self)), None).take(LOOKED_AT)
+
+    def buffer_size(self) -> int:
+        """Returns how many records are to be shuffled together."""
+        return max(1, min(_BUFFER_RECORDS, _BUFFER_BYTES * self._count // max(1, self._bytes)))
+
+    def name(self, number: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
+        """Returns the file, and the record's number in it."""
+        file = tf.searchsorted(self._firsts, [number], side="right")[0] - 1
+        record = tf.strings.as_string(number - self._firsts[file])
+        return tf.strings.join([self._paths[file], ", record ", record])

@@ -1,0 +1,1 @@
+"""Replicas and workers under `tf.distribute`; outside a strategy, the identity."""

@@ -1,0 +1,1 @@
+"""TensorBoard, checkpoints of the reference implementation, encoders in other Keras models."""

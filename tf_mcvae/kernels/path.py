@@ -1,0 +1,127 @@
+"""The path of densities that chains are annealed along.
+
+The path joins a base density `q` (in a VAE the encoder's `q(z|x)`) to a target `p` (the joint
+density `p(x, z)`) geometrically,
+
+    log pi_b(z) = (1 - b) log q(z) + b log p(z) + constant,        0 <= b <= 1.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+LogProbFn = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Endpoints(NamedTuple):
+    """Log-densities and scores of both ends of a path at one state.
+
+    They hold no temperature, so they stay right when the temperature changes: an annealed chain of
+    K transitions evaluates them K + 1 times, once for each state. What is mixed from them at one
+    temperature must never be kept for another.
+
+    Attributes:
+        log_q: Base log-density, `[S, B]`.
+        log_p: Target log-density, `[S, B]`.
+        score_q: Gradient of `log_q` with respect to the state, `[S, B, D]`.
+        score_p: Gradient of `log_p` with respect to the state, `[S, B, D]`.
+    """
+
+    log_q: tf.Tensor
+    log_p: tf.Tensor
+    score_q: tf.Tensor
+    score_p: tf.Tensor
+
+    def log_prob(self, inverse_temperature: Any) -> tf.Tensor:
+        """Returns `log pi_b` up to its constant, `[S, B]`."""
+        return self.log_q + inverse_temperature * (self.log_p - self.log_q)
+
+    def score(self, inverse_temperature: Any) -> tf.Tensor:
+        """Returns the gradient of `log pi_b`, `[S, B, D]`."""
+        return self.score_q + inverse_temperature * (self.score_p - self.score_q)
+
+
+class AnnealedPath:
+    """The geometric path between two densities.
+
+    Args:
+        base_log_prob_fn: Maps states `[S, B, D]` to `log q`, `[S, B]`.
+        target_log_prob_fn: Maps states `[S, B, D]` to `log p`, `[S, B]`; each entry may depend on
+            its own state only.
+        recomputed: Keras variables of the target. If there are any, what lies between the state and
+            the target's endpoints is computed again in the backward pass and not kept for it; the
+            target must depend on nothing else that has a gradient.
+    """
+
+    def __init__(
+        self,
+        base_log_prob_fn: LogProbFn,
+        target_log_prob_fn: LogProbFn,
+        recomputed: Sequence[keras.Variable] = (),
+    ) -> None:
+        self.base_log_prob_fn = base_log_prob_fn
+        self.target_log_prob_fn = target_log_prob_fn
+        self.recomputed = tuple(recomputed)
+
+    @classmethod
+    def from_target(cls, target_log_prob_fn: "LogProbFn | AnnealedPath") -> "AnnealedPath":
+        """Returns the path to a plain target (constant base); a path is returned as it is."""
+        if isinstance(target_log_prob_fn, AnnealedPath):
+            return target_log_prob_fn
+        if not callable(target_log_prob_fn):
+            raise TypeError(
+                "`target_log_prob_fn` must be a callable that maps states to log-densities, or an "
+                f"AnnealedPath. Received: target_log_prob_fn={target_log_prob_fn!r}"
+            )
+        target = target_log_prob_fn
+        return cls(lambda state: tf.zeros_like(target(state)), target)
+
+    def endpoints(self, state: tf.Tensor) -> Endpoints:
+        """Evaluates both densities and their scores, each network once.
+
+        The result is differentiable once more, with respect to the state and to the networks'
+        weights: the gradient of a log weight needs this second order.
+        """
+        # TFP remembers how a state was drawn, by its identity, and would hand out a density that
+        # no longer depends on it.
+        state = tf.identity(state)
+        log_q, score_q = tfp.math.value_and_gradient(self.base_log_prob_fn, state)
+        target = self._target_and_score if not self.recomputed else self._recomputed_target
+        log_p, score_p = target(state)
+        if score_p is None:
+            raise ValueError(
+                "The target's log-density must be differentiable with respect to the state. "
+                f"Received: a density without gradient, {self.target_log_prob_fn!r}"
+            )
+        score_q = tf.zeros_like(state) if score_q is None else score_q  # a constant base
+        return Endpoints(log_q, log_p, score_q, score_p)
+
+    def _target_and_score(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        log_p, score_p = tfp.math.value_and_gradient(self.target_log_prob_fn, state)
+        return log_p, score_p
+
+    def _recomputed_target(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # Not tf.recompute_grad, which cannot be differentiated within a loop: there the variables
+        # must be inputs.
+        def evaluate(state: tf.Tensor, *values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            with keras.StatelessScope(list(zip(self.recomputed, values, strict=True))):
+                return self._target_and_score(state)
+
+        @tf.custom_gradient
+        def endpoints(*inputs: tf.Tensor) -> Any:
+            def gradient(*upstream: tf.Tensor) -> Any:
+                # As tensors of the graph that this is called in, so that the tape knows them.
+                here = [tf.identity(value) for value in inputs]
+                with tf.GradientTape() as tape:
+                    tape.watch(here)
+                    outputs = evaluate(*here)
+                return tape.gradient(outputs, here, upstream)
+
+            return evaluate(*inputs), gradient
+
+        values = [tf.convert_to_tensor(variable.value) for variable in self.recomputed]
+        log_p, score_p = endpoints(state, *values)
+        return log_p, score_p

@@ -1,0 +1,22 @@
+"""What users compose models of: networks, likelihoods, schedules, step sizes."""
+
+from tf_mcvae.layers.likelihoods import Bernoulli, Gaussian, Likelihood
+from tf_mcvae.layers.networks import Decoder, Encoder
+from tf_mcvae.layers.schedules import LearnedSchedule, LinearSchedule, Schedule, SigmoidalSchedule
+from tf_mcvae.layers.step_size import StepSize
+from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse
+
+__all__ = [
+    "Bernoulli",
+    "Decoder",
+    "Encoder",
+    "Gaussian",
+    "LearnedDrift",
+    "LearnedReverse",
+    "LearnedSchedule",
+    "Likelihood",
+    "LinearSchedule",
+    "Schedule",
+    "SigmoidalSchedule",
+    "StepSize",
+]

@@ -1,0 +1,154 @@
+"""Schedules of inverse temperatures, from the base density of a path to its target."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class Schedule(keras.layers.Layer):
+    """Base of the schedules: K + 2 inverse temperatures `0 = b_0 < b_1 <= ... < b_{K+1} = 1`.
+
+    Transition k of K targets `pi_{b_k}`. `build(K)` makes the weights.
+    """
+
+    num_transitions: int
+
+    def build(self, num_transitions: int) -> None:
+        """Makes the weights for `num_transitions` transitions."""
+        self.num_transitions = int(num_transitions)
+        self.built = True
+
+    def inverse_temperatures(self) -> tf.Tensor:
+        """Returns `b_0, ..., b_{K+1}`, a `float32` tensor of shape `[K + 2]`."""
+        raise NotImplementedError
+
+    def _grid(self) -> np.ndarray[Any, Any]:
+        """Returns `t_k = k / (K + 1)`."""
+        return np.linspace(0.0, 1.0, self.num_transitions + 2, dtype=np.float32)
+
+
+@keras.saving.register_keras_serializable("tf_mcvae")
+class LinearSchedule(Schedule):
+    """Equidistant inverse temperatures, `b_k = k / (K + 1)`."""
+
+    def inverse_temperatures(self) -> tf.Tensor:
+        """Returns the inverse temperatures, `[K + 2]`."""
+        return tf.constant(self._grid())
+
+
+@keras.saving.register_keras_serializable("tf_mcvae")
+class SigmoidalSchedule(Schedule):
+    """Sigmoidal inverse temperatures with one weight, their steepness.
+
+    With `s(t) = sigmoid(delta (2 t - 1))` and `t_k = k / (K + 1)`,
+
+        b_k = (s(t_k) - s(0)) / (s(1) - s(0)),        delta = exp(log_steepness).
+
+    Args:
+        log_steepness: First value of the logarithm of `delta`; -3 is all but linear.
+        learnable: Whether the steepness is trained.
+
+    Reference:
+        Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
+    """
+
+    def __init__(self, log_steepness: float = -3.0, learnable: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.initial_log_steepness = log_steepness
+        self.learnable = learnable
+
+    def build(self, num_transitions: int) -> None:
+        """Makes the steepness."""
+        self.log_steepness = self.add_weight(
+            shape=(),
+            initializer=keras.initializers.Constant(self.initial_log_steepness),
+            trainable=self.learnable,
+            name="log_steepness",
+        )
+        super().build(num_transitions)
+
+    def inverse_temperatures(self) -> tf.Tensor:
+        """Returns the inverse temperatures, `[K + 2]`."""
+        # With sigmoid(u) = (1 + tanh(u / 2)) / 2 nothing cancels where the steepness is small.
+        half = 0.5 * tf.exp(tf.convert_to_tensor(self.log_steepness))
+        return 0.5 + 0.5 * tf.tanh(half * (2.0 * self._grid() - 1.0)) / tf.tanh(half)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        config = {"log_steepness": self.initial_log_steepness, "learnable": self.learnable}
+        return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable("tf_mcvae")
+class LearnedSchedule(Schedule):
+    """Inverse temperatures that are all learned, through their ratios.
+
+    With weights `u_1, ..., u_K` that start at 0, `b_k / b_{k+1} = sigmoid(u_k)`, that is
+
+        b_k = sigmoid(u_k) sigmoid(u_{k+1}) ... sigmoid(u_K),     b_0 = 0,  b_{K+1} = 1.
+
+    Reference:
+        Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
+    """
+
+    def build(self, num_transitions: int) -> None:
+        """Makes the K logits of the ratios."""
+        self.logits = self.add_weight(shape=(num_transitions,), initializer="zeros", name="logits")
+        super().build(num_transitions)
+
+    def inverse_temperatures(self) -> tf.Tensor:
+        """Returns the inverse temperatures, `[K + 2]`."""
+        ratios = tf.sigmoid(tf.convert_to_tensor(self.logits))
+        inner = tf.math.cumprod(ratios, reverse=True)
+        return tf.concat([[0.0], inner, [1.0]], axis=0)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "linear": LinearSchedule,
+    "sigmoidal": SigmoidalSchedule,
+    "all_learnable": LearnedSchedule,
+}
+
+
+def get_schedule(identifier: Any) -> Schedule:
+    """Returns the schedule of a name (`linear`, `sigmoidal`, `all_learnable`), or the one given.
+
+    Raises:
+        ValueError: If there is no schedule of that name.
+    """
+    if isinstance(identifier, Schedule):
+        return identifier
+    if isinstance(identifier, str) and identifier in SCHEDULES:
+        return SCHEDULES[identifier]()
+    raise ValueError(
+        f"`schedule` must be one of {sorted(SCHEDULES)}, or a tf_mcvae Schedule layer. "
+        f"Received: schedule={identifier!r}"
+    )
+
+
+def sigmoid_temperatures(num_temperatures: int, steepness: float = 4.0) -> np.ndarray[Any, Any]:
+    """Returns the fixed sigmoid schedule of annealed importance sampling for evaluation.
+
+        b_t = (sigmoid(delta (2t/T - 1)) - sigmoid(-delta)) / (sigmoid(delta) - sigmoid(-delta))
+
+    Args:
+        num_temperatures: T, at least 1.
+        steepness: `delta`.
+
+    Returns:
+        Inverse temperatures `b_0 = 0, ..., b_T = 1` of shape `[T + 1]`, `float32`.
+
+    Reference:
+        Wu et al., On the Quantitative Analysis of Decoder-Based Generative Models, ICLR 2017,
+        arXiv 1611.04273.
+    """
+    grid = np.linspace(-1.0, 1.0, num_temperatures + 1)
+    values = 1.0 / (1.0 + np.exp(-steepness * grid))
+    return ((values - values[0]) / (values[-1] - values[0])).astype(np.float32)
+
+
+def linear_temperatures(num_temperatures: int) -> np.ndarray[Any, Any]:
+    """Returns equidistant inverse temperatures `b_t = t / T`, `[T + 1]`, `float32`."""
+    return np.linspace(0.0, 1.0, num_temperatures + 1, dtype=np.float32)

@@ -1,0 +1,150 @@
+"""Networks that a Langevin transition may learn: its drift, and its reverse kernel.
+
+Every transition has weights of its own. They are stacked along a first axis K, so that one loop in
+the graph runs all transitions and takes the k-th network by its index.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tf_mcvae import random
+from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.layers.activations import get_activation
+
+tfd = tfp.distributions
+
+
+class TransitionNetwork(keras.layers.Layer):
+    """K dense networks of one shape, `[..., N] -> [..., M]`.
+
+    Args:
+        hidden_units: Widths of the hidden layers. None: two layers, as wide as the input.
+        activation: Of the hidden layers; a name as for `Encoder`.
+    """
+
+    def __init__(self, hidden_units: Sequence[int] | None, activation: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for units in hidden_units or ():
+            check_positive_integer("hidden_units", units)
+        self.hidden_units = None if hidden_units is None else list(hidden_units)
+        self.activation = activation
+        self._activate = get_activation(activation)
+
+    def build_networks(self, num_transitions: int, num_inputs: int, num_outputs: int) -> None:
+        """Makes the weights of `num_transitions` networks, which begin by returning 0."""
+        hidden = [num_inputs] * 2 if self.hidden_units is None else self.hidden_units
+        pairs = list(itertools.pairwise([num_inputs, *hidden, num_outputs]))
+        # Glorot's bounds for each of the K matrices; of the stack Keras would take others.
+        limits = [math.sqrt(6.0 / (fan_in + fan_out)) for fan_in, fan_out in pairs[:-1]] + [0.0]
+        self.kernels = [
+            self.add_weight(
+                shape=(num_transitions, *pair),
+                initializer=keras.initializers.RandomUniform(-limit, limit),
+                name=f"kernel_{number}",
+            )
+            for number, (pair, limit) in enumerate(zip(pairs, limits, strict=True))
+        ]
+        self.biases = [
+            self.add_weight(
+                shape=(num_transitions, units), initializer="zeros", name=f"bias_{number}"
+            )
+            for number, (_, units) in enumerate(pairs)
+        ]
+        self.built = True
+
+    def run(self, inputs: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        """Runs the network of transition `index`."""
+        last = len(self.kernels) - 1
+        for number, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
+            inputs = tf.matmul(inputs, tf.convert_to_tensor(kernel)[index])
+            inputs += tf.convert_to_tensor(bias)[index]
+            inputs = self._activate(inputs) if number < last else inputs
+        return inputs
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        config = {"hidden_units": self.hidden_units, "activation": self.activation}
+        return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable("tf_mcvae")
+class LearnedDrift(TransitionNetwork):
+    """A network in the place of the score, `drift_k(z, x)`, in each Langevin transition.
+
+    It begins at 0, and is trained by the bound and by the drift-matching loss
+    `sum_k |drift_k - score_{b_k}|^2`.
+
+    Args:
+        hidden_units: Widths of the hidden layers. None: two layers, as wide as `[z, x]`.
+        activation: Of the hidden layers.
+
+    Reference:
+        Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
+    """
+
+    def __init__(
+        self,
+        hidden_units: Sequence[int] | None = None,
+        activation: str = "leakyrelu",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(hidden_units, activation, **kwargs)
+
+    def build(self, num_transitions: int, latent_dim: int, num_features: int) -> None:
+        """Makes the weights for K transitions, D latent dimensions and the elements of one `x`."""
+        self.build_networks(num_transitions, latent_dim + num_features, latent_dim)
+
+    def call(self, state: tf.Tensor, x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+        """Returns the drift of transition `index` at `state [S, B, D]`, given `x [B, ...]`."""
+        return self.run(_beside(state, tf.reshape(x, [random.shape_of(x)[0], -1])), index)
+
+
+@keras.saving.register_keras_serializable("tf_mcvae")
+class LearnedReverse(TransitionNetwork):
+    """A network for the kernel that leads backwards, in the place of Langevin's own.
+
+        r_k(z_{k-1} | z_k, x) = N(z_k + m, diag(exp v)),     (m, v) = network_k(z_k, loc(x)).
+
+    It begins at `m = 0` and `v = log(2 e_k)`, the move's own variance.
+
+    Args:
+        hidden_units: Widths of the hidden layers.
+        activation: Of the hidden layers.
+
+    Reference:
+        Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
+    """
+
+    def __init__(
+        self, hidden_units: Sequence[int] = (200,), activation: str = "gelu", **kwargs: Any
+    ) -> None:
+        super().__init__(hidden_units, activation, **kwargs)
+
+    def build(self, num_transitions: int, latent_dim: int) -> None:
+        """Makes the weights for K transitions in D dimensions."""
+        self.build_networks(num_transitions, 2 * latent_dim, 2 * latent_dim)
+
+    def begin_at(self, step_sizes: Any) -> None:
+        """Sets `v = log(2 e_k)` for step sizes `[K, 1]` or `[K, D]`."""
+        shift, log_variance = np.split(self.biases[-1].numpy(), 2, axis=1)
+        log_variance[:] = np.log(2.0 * step_sizes)
+        self.biases[-1].assign(np.concatenate([shift, log_variance], axis=1))
+
+    def call(self, state: tf.Tensor, loc: tf.Tensor, index: tf.Tensor) -> Any:
+        """Returns the distribution of `z_{k-1}` from `z_k [S, B, D]` and `loc(x) [B, D]`."""
+        shift, log_variance = tf.split(self.run(_beside(state, loc), index), 2, axis=-1)
+        return tfd.Independent(tfd.Normal(state + shift, tf.exp(0.5 * log_variance)), 1)
+
+
+def _beside(state: tf.Tensor, features: tf.Tensor) -> tf.Tensor:
+    """Concatenates states `[S, B, D]` with their examples' features `[B, F]`."""
+    # A sum, as the gradient of `tf.broadcast_to` in a loop asks XLA for sizes it does not know.
+    features += tf.zeros_like(state[..., :1])
+    return tf.concat([state, features], axis=-1)

@@ -1,0 +1,148 @@
+"""Checks of the examples that users hand over."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_mcvae.layers.likelihoods import Likelihood
+
+_FLOATS = (
+    "Examples must be floating-point numbers; scale integer pixels first, for instance "
+    "`x.astype('float32') / 255`."
+)
+_REFUSED = re.compile(
+    r"The \w+ likelihood needs .*Received: a batch with values from \S+ to [^\]\s]+"
+    # Of images that are read when they are needed.
+    r"|(?:This image cannot|Images must have|Other images here)[^\]]*Received: [^\]]*"
+)
+
+
+def check_floats(dtype: tf.DType) -> None:
+    """Raises unless examples of a data set or a graph have a floating-point `dtype`."""
+    if not dtype.is_floating:
+        raise TypeError(f"{_FLOATS} Received: tensors of {dtype.name}")
+
+
+def check_images(x: Any, likelihood: Likelihood, event_shape: tuple[int, ...] | None) -> None:
+    """Raises unless `x` holds examples that the model can be given.
+
+    Args:
+        x: Array or eager tensor `[B, ...]`.
+        likelihood: Says which values are possible.
+        event_shape: Shape of one example, or None while the model has none.
+
+    Raises:
+        TypeError: If the values are not floating-point numbers.
+        ValueError: If there are no examples, their shape is wrong, or a value is impossible.
+    """
+    array = np.asarray(x)
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{_FLOATS} Received: an array of {array.dtype}")
+    _check_shape(tf.TensorShape(array.shape), event_shape)
+    if not np.all(np.isfinite(array)):
+        count = int(np.sum(~np.isfinite(array)))
+        raise ValueError(
+            "Examples must be finite; remove or replace NaN and infinite values. "
+            f"Received: {count} of {array.size} values are not finite"
+        )
+    with tf.init_scope():  # A concrete array can be checked while a graph is traced around it.
+        likelihood.check_support(array)
+
+
+def check_dataset(
+    dataset: tf.data.Dataset, likelihood: Likelihood, event_shape: tuple[int, ...] | None
+) -> tuple[tf.data.Dataset, tuple[int, ...]]:
+    """Checks what a data set says of its batches, and has their values checked as they are read.
+
+    Args:
+        dataset: Batches of `x`, `(x, y)` or `(x, y, sample_weight)`.
+        likelihood: Says which values are possible.
+        event_shape: Shape of one example, or None while the model has none.
+
+    Returns:
+        The data set to read in place of `dataset`, and the shape of one example. Reading raises
+        `tf.errors.InvalidArgumentError` at the first batch with an impossible value, of which
+        `plain_errors` makes a `ValueError`.
+
+    Raises:
+        TypeError: If the elements are no such batches, or not of floating-point numbers.
+        ValueError: If there are no batches, or their shape is wrong.
+    """
+    spec = keras.utils.unpack_x_y_sample_weight(dataset.element_spec)[0]
+    if not isinstance(spec, tf.TensorSpec):
+        raise TypeError(
+            "A data set must give batches of x, (x, y) or (x, y, sample_weight), x being a tensor. "
+            f"Received: elements {dataset.element_spec}"
+        )
+    check_floats(spec.dtype)
+    _check_shape(spec.shape, event_shape)
+    if dataset.cardinality() == 0:
+        raise ValueError("The data set must give at least one batch. Received: an empty data set")
+    event_shape = event_shape or tuple(spec.shape[1:])
+    is_tuple = isinstance(dataset.element_spec, tuple)
+
+    def check_batch(*element: Any) -> Any:
+        x = tf.ensure_shape(element[0], [None, *event_shape])
+        _assert_support(x, likelihood)
+        return (x, *element[1:]) if is_tuple else x
+
+    return dataset.map(tf.autograph.experimental.do_not_convert(check_batch)), event_shape
+
+
+def check_not_empty(results: Any) -> None:
+    """Raises if Keras returned no metrics, as it does after data without a single batch."""
+    if not results:
+        raise ValueError(
+            "The data must give at least one batch. Received: data without examples, or fewer than "
+            "one batch"
+        )
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turns TensorFlow's error of a batch that `check_dataset` refuses into a `ValueError`."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        refused = _REFUSED.search(str(error))
+        if refused is None:
+            raise
+        # TensorFlow escapes quotation marks.
+        raise ValueError(refused.group().replace("\\'", "'")) from error
+
+
+def _check_shape(shape: tf.TensorShape, event_shape: tuple[int, ...] | None) -> None:
+    """Raises unless `shape` is that of a batch of examples, and of the model's."""
+    if (shape.rank or 2) < 2 or (shape.rank and 0 in shape):
+        raise ValueError(
+            "Examples must have the shape [B, ...] with at least one example. "
+            f"Received: shape {shape}"
+        )
+    if event_shape is None and not shape[1:].is_fully_defined():
+        raise ValueError(
+            "The model must know the shape of an example: call `model.build((None, ...))`, or "
+            f"`tf.ensure_shape` in the data set. Received: batches of shape {shape}"
+        )
+    if event_shape is not None and not shape[1:].is_compatible_with(event_shape):
+        expected = ", ".join(map(str, event_shape))
+        raise ValueError(
+            f"The model was built for examples of shape [B, {expected}]. Received: shape {shape}"
+        )
+
+
+def _assert_support(x: tf.Tensor, likelihood: Likelihood) -> None:
+    """Makes reading a batch fail, in the graph, if a value is impossible."""
+    # Outside the training step: XLA would drop the assertion there.
+    possible = tf.reduce_all(tf.math.is_finite(x) & likelihood.in_support(x))
+    values = tf.cast(x, tf.float32)
+    message = tf.strings.format(
+        f"The {type(likelihood).__name__} likelihood needs {likelihood.support}. Rescale or clean "
+        "the data, or choose another likelihood. Received: a batch with values from {} to {}",
+        (tf.reduce_min(values), tf.reduce_max(values)),
+    )
+    tf.debugging.Assert(possible, [message])

@@ -1,0 +1,122 @@
+"""Annealed importance sampling: the one loop that every bound and every evaluation runs.
+
+From `z_0 ~ q` the chain makes K transitions, the k-th with a kernel of its own; the log weight is
+
+    log w = log p(x, z_K) - log q(z_0) + sum_k log_ratio_k,
+
+with each kernel's `log_ratio`, the log of its backward over its forward density. For unadjusted
+Langevin this is sequential importance sampling (the bound of L-MCVAE). For a calibrated kernel
+`log_ratio_k = log pi_{b_k}(z_{k-1}) - log pi_{b_k}(z_k)`, and the sum is Neal's annealed importance
+sampling, `sum_k (b_{k+1} - b_k) (log p(x, z_k) - log q(z_k))` (the bound of A-MCVAE). Either way
+`E[w] = p(x)`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tf_mcvae import random
+from tf_mcvae.kernels.metropolis import TransitionResults
+from tf_mcvae.kernels.path import AnnealedPath, LogProbFn
+
+KernelFn = Callable[[tf.Tensor, TransitionResults | None], Any]
+TraceFn = Callable[[tf.Tensor, TransitionResults], Any]
+
+
+class AnnealedSamples(NamedTuple):
+    """What a run of the loop gives.
+
+    Attributes:
+        initial_state: `z_0`, `[S, B, D]`.
+        state: `z_K`, `[S, B, D]`.
+        log_weights: `log w`, `[S, B]`.
+        trace: What `trace_fn` returned, stacked over the K transitions.
+    """
+
+    initial_state: tf.Tensor
+    state: tf.Tensor
+    log_weights: tf.Tensor
+    trace: Any
+
+
+def trace_acceptance(state: tf.Tensor, results: TransitionResults) -> tf.Tensor:
+    """Traces whether each move passed its acceptance test, `[S, B]` per transition."""
+    del state
+    return results.is_accepted
+
+
+def annealed_importance_sampling(
+    path: AnnealedPath,
+    initial_state: tf.Tensor,
+    kernel_fn: KernelFn,
+    num_transitions: int,
+    seed: tf.Tensor,
+    final_log_prob_fn: LogProbFn | None = None,
+    trace_fn: TraceFn = trace_acceptance,
+) -> AnnealedSamples:
+    """Runs K transitions from `initial_state` and weighs where they end.
+
+    The loop is a `tf.while_loop` with a static maximum, so that its gradient compiles and its
+    graph does not grow with K. It evaluates the path's endpoints once per state: K + 1 times for
+    one-gradient kernels.
+
+    Args:
+        path: From the density that `initial_state` was drawn from to the target.
+        initial_state: `z_0`, `[S, B, D]`.
+        kernel_fn: Maps the number k = 0, ..., K - 1 of a transition (a scalar tensor) and the
+            results of the transition before (None for the start) to the transition's kernel.
+        num_transitions: K, a positive Python integer.
+        seed: Seed tensor.
+        final_log_prob_fn: The density that the last state is weighed with, where it is not the
+            path's target (a cloned decoder).
+        trace_fn: Called with the state and the results after each transition, as in `tfp.mcmc`;
+            the tensors it returns are stacked.
+
+    Returns:
+        `AnnealedSamples`.
+
+    Reference:
+        Neal, Annealed Importance Sampling (2001); Thin et al., Monte Carlo Variational
+        Auto-Encoders, ICML 2021, arXiv 2106.15921.
+    """
+    start = _hide_num_samples(initial_state)
+    results = kernel_fn(tf.constant(0), None).bootstrap_results(start)
+    log_q = results.endpoints.log_q
+    # The results before the first transition have the shapes of those after each.
+    example = trace_fn(start, results)
+
+    def body(
+        index: tf.Tensor, state: tf.Tensor, results: Any, log_ratios: tf.Tensor, arrays: list[Any]
+    ) -> tuple[Any, ...]:
+        kernel = kernel_fn(index, results)
+        state, results = kernel.one_step(state, results, seed=random.fold_in(seed, index))
+        values = tf.nest.flatten(trace_fn(state, results))
+        arrays = [array.write(index, value) for array, value in zip(arrays, values, strict=True)]
+        return index + 1, state, results, log_ratios + results.log_ratio, arrays
+
+    arrays = [
+        tf.TensorArray(value.dtype, size=num_transitions, element_shape=value.shape)
+        for value in tf.nest.flatten(example)
+    ]
+    _, state, results, log_ratios, arrays = tf.while_loop(
+        lambda index, *_: index < num_transitions,
+        body,
+        (tf.constant(0), start, results, tf.zeros_like(log_q), arrays),
+        maximum_iterations=num_transitions,
+    )
+    log_p = final_log_prob_fn(state) if final_log_prob_fn else results.endpoints.log_p
+    trace = tf.nest.pack_sequence_as(example, [array.stack() for array in arrays])
+    log_weights = log_p - log_q + log_ratios
+    # In Python all sizes are known again.
+    state.set_shape(initial_state.shape)
+    log_weights.set_shape(initial_state.shape[: log_weights.shape.rank])
+    return AnnealedSamples(initial_state, state, log_weights, trace)
+
+
+def _hide_num_samples(state: tf.Tensor) -> tf.Tensor:
+    """Returns `state [S, B, D]` as a tensor whose S a graph does not know (XLA does)."""
+    # Where a graph knows all sizes and its loop holds more than some 200 MB, TensorFlow turns sums
+    # in the loop's gradient into temporary variables; it leaves some of them behind, and the next
+    # step ends with an AlreadyExistsError (tensorflow issue 23780).
+    return tf.raw_ops.PlaceholderWithDefault(input=state, shape=[None, *state.shape[1:]])
