@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tf_mcvae import random
 
 SEEDS = {
     "one": random.as_seed(11),
     "negative": tf.constant([-1860230133, -671226999]),
-    "per-row": tf.constant([[1, 2], [3, 4], [1, 3], [-7, 2**31 - 1]]),
+    "per-row": random.per_row([[1, 2], [3, 4], [1, 3], [-7, 2**31 - 1]]),
     "at-row": random.at_row(tf.constant([11, -671226999]), 1_000_000_000),
+}
+
+
+INTEGER = tf.TensorSpec([], tf.int32)
+SPECS = {
+    "per-row": random.SeedPerRow.Spec(tf.TensorSpec([None, 2], tf.int32)),
+    "at-row": random.NumberedRows.Spec(tf.TensorSpec([2], tf.int32), INTEGER),
 }
 
 
@@ -24,6 +32,12 @@ def in_each_mode(function, *arguments):
     yield function(*arguments)
     yield tf.function(function)(*arguments)
     yield tf.function(function, jit_compile=True)(*arguments)
+
+
+def parts_of(seed):
+    """The tensors in a seed of any kind, as float64, which holds them exactly, of one shape."""
+    parts = tf.nest.flatten(seed, expand_composites=True)
+    return [tf.broadcast_to(tf.cast(part, tf.float64), tf.shape(parts[0])) for part in parts]
 
 
 def standardised(values, mean, variance):
@@ -50,16 +64,18 @@ def test_pairs_are_seeds_as_they_are(seed):
 
 
 def test_a_seed_for_each_row():
-    np.testing.assert_array_equal(random.as_seed([[1, 2], [3, 4]]), [[1, 2], [3, 4]])
-    wide = random.as_seed(tf.constant([[1, 2], [3, 4]], tf.int64))
-    assert (wide.dtype, wide.shape) == (tf.int32, (2, 2))
+    np.testing.assert_array_equal(random.per_row([[1, 2], [3, 4]]).seeds, [[1, 2], [3, 4]])
+    wide = random.per_row(tf.constant([[1, 2], [3, 4]], tf.int64))
+    assert (wide.seeds.dtype, wide.seeds.shape) == (tf.int32, (2, 2))
+    assert random.as_seed(wide) is wide
 
 
 @pytest.mark.parametrize(
-    "seed", [1.5, True, None, "a", [1, 2, 3], [1.0, 2.0], [], tf.zeros([2]), tf.constant(1)]
+    "seed",
+    [1.5, True, None, "a", [1, 2, 3], [1.0, 2.0], [], tf.zeros([2]), tf.constant(1), [[1, 2]]],
 )
 def test_what_is_no_seed(seed):
-    with pytest.raises(TypeError, match=r"shape \[2\] or \[B, 2\].*Received: seed="):
+    with pytest.raises(TypeError, match=r"shape \[2\].*per_row.*Received: seed="):
         random.as_seed(seed)
 
 
@@ -72,10 +88,11 @@ def test_same_numbers_eager_graph_xla(kind):
         seeds = [
             *random.split(seed, 3),
             random.fold_in(seed, 7),
-            random.fold_in(seed, tf.size(seed)),
+            random.fold_in(seed, tf.size(parts_of(seed)[0])),
         ]
         shape = [6, 4, 500]
-        return tf.stack(seeds), random.uniform(shape, seed), random.normal(shape, seed)
+        numbers = tf.stack([number for seed in seeds for number in parts_of(seed)])
+        return numbers, random.uniform(shape, seed), random.normal(shape, seed)
 
     eager, *compiled = in_each_mode(draw, SEEDS[kind])
     for seeds, uniforms, normals in compiled:
@@ -88,11 +105,13 @@ def test_same_numbers_eager_graph_xla(kind):
 def test_rows_with_seeds_do_not_depend_on_each_other(draw):
     seeds = SEEDS["per-row"]
     together = draw([5, 4, 3], seeds).numpy()
-    for row, seed in enumerate(seeds):
-        alone = draw([5, 1, 3], seed[tf.newaxis])[:, 0]
+    for row, seed in enumerate(seeds.seeds):
+        alone = draw([5, 1, 3], random.per_row(seed[tf.newaxis]))[:, 0]
         np.testing.assert_allclose(alone, together[:, row], rtol=1e-6)
         np.testing.assert_allclose(draw([5, 3], seed), together[:, row], rtol=1e-6)
-    np.testing.assert_allclose(draw([5, 4, 3], seeds[::-1]), together[:, ::-1], rtol=1e-6)
+    np.testing.assert_allclose(
+        draw([5, 4, 3], random.per_row(seeds.seeds[::-1])), together[:, ::-1], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("draw", [random.normal, random.uniform])
@@ -106,16 +125,16 @@ def test_a_batch_drawn_in_parts_is_that_drawn_at_once(draw, shape):
     children = [random.split(random.at_row(seed, 4))[1], random.fold_in(random.at_row(seed, 4), 7)]
     parents = [random.split(seed)[1], random.fold_in(seed, 7)]
     for child, parent in zip(children, parents, strict=True):
-        np.testing.assert_array_equal(child, random.at_row(parent, 4))
+        np.testing.assert_array_equal(parts_of(child), parts_of(random.at_row(parent, 4)))
 
 
 def test_rows_split_and_fold_as_they_do_alone():
     seeds = SEEDS["per-row"]
     splits, folded = random.split(seeds, 3), random.fold_in(seeds, 9)
-    for row, seed in enumerate(seeds):
+    for row, seed in enumerate(seeds.seeds):
         alone = random.split(seed, 3)
-        np.testing.assert_array_equal([part[row] for part in splits], alone)
-        np.testing.assert_array_equal(folded[row], random.fold_in(seed, 9))
+        np.testing.assert_array_equal([part.seeds[row] for part in splits], alone)
+        np.testing.assert_array_equal(folded.seeds[row], random.fold_in(seed, 9))
 
 
 def one_by_one(function, seeds):
@@ -143,7 +162,9 @@ def test_rows_have_tensorflows_own_numbers(row_shape):
 
     def draw(seeds):
         shape = [row_shape[0], 64, *row_shape[1:]]
-        return random._integers(shape, seeds), random.split(seeds, 3), random.fold_in(seeds, -7)
+        seeds = random.per_row(seeds)
+        parts = [part.seeds for part in random.split(seeds, 3)]
+        return seeds.integers(shape), parts, random.fold_in(seeds, -7).seeds
 
     for numbers, parts, children in in_each_mode(draw, seeds):
         np.testing.assert_array_equal(np.moveaxis(numbers.numpy(), 1, 0), expected)
@@ -157,10 +178,11 @@ def test_rows_of_unknown_number_have_the_same_numbers(jit_compile):
 
     @tf.function(input_signature=signature, jit_compile=jit_compile)
     def draw(seeds):
-        return random.uniform([5, tf.shape(seeds)[0], 7], seeds), *random.split(seeds)
+        uniforms = random.uniform([5, tf.shape(seeds)[0], 7], random.per_row(seeds))
+        return uniforms, *(part.seeds for part in random.split(random.per_row(seeds)))
 
     for size in (0, 1, 4):
-        seeds = SEEDS["per-row"][:size]
+        seeds = SEEDS["per-row"].seeds[:size]
         uniforms, first, second = draw(seeds)
         assert (uniforms.shape, first.shape, second.shape) == ((5, size, 7), (size, 2), (size, 2))
         for row in range(size):
@@ -173,25 +195,23 @@ def test_rows_of_one_batch_fold_different_integers():
     seeds, numbers = SEEDS["per-row"], tf.constant([5, -1, 0, 2**31 - 1])
     folded = random.fold_in(seeds, numbers)
     for row in range(4):
-        np.testing.assert_array_equal(folded[row], random.fold_in(seeds[row], numbers[row]))
+        expected = random.fold_in(seeds.seeds[row], numbers[row])
+        np.testing.assert_array_equal(folded.seeds[row], expected)
 
 
 @pytest.mark.parametrize("size", [3, 700])
 def test_no_rows(size):
-    for draws in in_each_mode(
-        lambda seeds: random.normal([1, 0, size], seeds), tf.zeros([0, 2], tf.int32)
-    ):
+    none = random.per_row(tf.zeros([0, 2], tf.int32))
+    for draws in in_each_mode(lambda seeds: random.normal([1, 0, size], seeds), none):
         assert draws.shape == (1, 0, size)
-    parts = random.split(tf.zeros([0, 2], tf.int32), 3)
-    assert all(part.shape == (0, 2) for part in parts)
-    assert random.fold_in(tf.zeros([0, 2], tf.int32), 4).shape == (0, 2)
+    assert all(part.seeds.shape == (0, 2) for part in random.split(none, 3))
+    assert random.fold_in(none, 4).seeds.shape == (0, 2)
 
 
 @pytest.mark.parametrize("kind", SEEDS)
 def test_batch_of_unknown_size(kind):
     seed = SEEDS[kind]
-    seed_shape = [None, 2] if kind == "per-row" else seed.shape
-    signature = [tf.TensorSpec([None, 3]), tf.TensorSpec(seed_shape, tf.int32)]
+    signature = [tf.TensorSpec([None, 3]), SPECS.get(kind, tf.TensorSpec([2], tf.int32))]
 
     @tf.function(input_signature=signature)
     def draw(x, seed):
@@ -236,7 +256,7 @@ def test_normal_distribution(kind):
 @pytest.mark.parametrize("integer", [0, -1])
 def test_the_rarest_normals_are_finite(integer, monkeypatch):
     """All 23 bits 0 or all 1: 5.3 standard deviations, not infinity."""
-    monkeypatch.setattr(random, "_integers", lambda shape, seed: tf.fill(shape, seed[0]))
+    monkeypatch.setattr(random, "integers", lambda shape, seed: tf.fill(shape, seed[0]))
     for value in in_each_mode(lambda seed: random.normal([3], seed), tf.fill([2], integer)):
         np.testing.assert_allclose(np.abs(value), -scipy.stats.norm.ppf(2.0**-24), rtol=1e-3)
 
@@ -260,3 +280,27 @@ def test_steps_have_seeds_of_their_own():
         for step in range(30)
     }
     assert len(seeds) == 270
+
+
+# Kernels that draw by TensorFlow's and TFP's own functions.
+
+
+def test_numbered_rows_are_a_plain_seed_to_tensorflow():
+    """Equal to themselves, and independent of another part's."""
+
+    def draw(seed):
+        first, second = tfp.random.split_seed(seed)
+        return tf.random.stateless_normal([10_000], first) + tf.random.stateless_normal([1], second)
+
+    seed = random.as_seed(3)
+    for drawn in in_each_mode(draw, random.at_row(seed, 5)):
+        assert drawn.shape == (10_000,)
+    parts = [draw(random.at_row(seed, first)).numpy() for first in (0, 5)]
+    assert abs(np.corrcoef(*parts)[0, 1]) < 5 / np.sqrt(10_000)
+
+
+def test_a_seed_for_each_row_says_how_to_draw():
+    with pytest.raises(TypeError, match=r"`tf_mcvae.random.normal`.*Received: SeedPerRow"):
+        tf.random.stateless_normal([4], SEEDS["per-row"])
+    with pytest.raises(TypeError, match=r"shape \[B, 2\]. Received: seeds="):
+        random.per_row([1, 2])

@@ -3,7 +3,8 @@
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
+
+from tf_mcvae import random
 
 
 def check_positive_integer(name: str, value: Any) -> None:
@@ -12,10 +13,12 @@ def check_positive_integer(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
 
 
-def check_seeds(seed: tf.Tensor, num_rows: int | None) -> None:
-    """Raises if `seed` is a seed for each row, and not for that many rows."""
-    if seed.shape.rank == 2 and not seed.shape[:1].is_compatible_with([num_rows]):
-        raise ValueError(
-            f"There must be a seed for each of the {num_rows} rows, or one for all of them. "
-            f"Received: seeds of shape {seed.shape}"
-        )
+def check_seeds(seed: random.Seed, num_rows: int | None) -> None:
+    """Raises if `seed` is a seed for each row, but not for that many rows."""
+    if isinstance(seed, random.SeedPerRow):
+        shape = seed.seeds.shape
+        if not shape[:1].is_compatible_with([num_rows]):
+            raise ValueError(
+                f"There must be a seed for each of the {num_rows} rows, or one for all of them. "
+                f"Received: seeds of shape {shape}"
+            )

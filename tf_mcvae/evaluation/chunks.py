@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_mcvae import random
 from tf_mcvae.distribute import replicas
 from tf_mcvae.files import replacing
 from tf_mcvae.models import MonteCarloVAE
@@ -60,7 +61,8 @@ def images_spec(model: MonteCarloVAE, data: Any) -> tf.TensorSpec:
     return tf.TensorSpec([None, *model.event_shape], tf.float32)
 
 
-SEED_SPEC = tf.TensorSpec([3], tf.int32)
+# Of a seed for the rows of a chunk.
+SEED_SPEC = random.NumberedRows.Spec(tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.int32))
 
 
 def score_in_chunks(

@@ -75,7 +75,8 @@ def numbered_seeds(seed: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         seed: `[N, 2]`.
         number: `[N]`.
     """
-    return tf.where(number[:, tf.newaxis] == 0, seed, random.fold_in(seed, number))
+    folded = random.fold_in(random.per_row(seed), number).seeds
+    return tf.where(number[:, tf.newaxis] == 0, seed, folded)
 
 
 def in_chunks(

@@ -147,7 +147,7 @@ class Signatures:
         return {"loc": loc, "scale": scale}
 
     def _draw_row(self, x: tf.Tensor, seed: tf.Tensor) -> Outputs:
-        return {"z": self.model.posterior_sample(x, 1, seed)[0]}
+        return {"z": self.model.posterior_sample(x, 1, random.per_row(seed))[0]}
 
     def _decode_row(self, z: tf.Tensor) -> Outputs:
         return {"image": self.model.decode(z)}
@@ -156,15 +156,15 @@ class Signatures:
         return {"image": self.model.reconstruct(x)}
 
     def _generate_row(self, seed: tf.Tensor) -> Outputs:
-        z = random.normal([1, tf.shape(seed)[0], self.model.latent_dim], seed)[0]
+        z = random.normal([1, tf.shape(seed)[0], self.model.latent_dim], random.per_row(seed))[0]
         return {"image": self.model.decode(z), "z": z}
 
     def _weigh_row(self, x: tf.Tensor, seed: tf.Tensor) -> Outputs:
-        log_weights = self.model.log_weights(x, seed, self.options.num_samples)
+        log_weights = self.model.log_weights(x, random.per_row(seed), self.options.num_samples)
         return {"log_likelihood": iwae(log_weights), "standard_error": standard_error(log_weights)}
 
     def _draw_group_row(self, x: tf.Tensor, seed: tf.Tensor) -> Outputs:
-        draws = self.model.posterior_sample(x, _GROUP, seed)
+        draws = self.model.posterior_sample(x, _GROUP, random.per_row(seed))
         return {"z": tf.transpose(draws, [1, 0, 2])}
 
     # Of whole requests.

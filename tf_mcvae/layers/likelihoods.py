@@ -111,8 +111,8 @@ class Likelihood(keras.layers.Layer):
 
         Args:
             parameters: The decoder's output, `[..., *event]`.
-            seed: Integer or seed tensor `[2]`; or `[B, 2]`, a seed for each row of parameters
-                `[B, *event]` or `[S, B, *event]`.
+            seed: Integer, or a seed of `tf_mcvae.random`; one with a seed for each row needs
+                parameters `[B, *event]` or `[S, B, *event]`.
             event_ndims: Number of axes of one `x`: 3 for images `[H, W, C]`.
 
         Returns:
@@ -124,7 +124,7 @@ class Likelihood(keras.layers.Layer):
         parameters, seed = _wide(parameters), random.as_seed(seed)
         shape = [*random.shape_of(parameters)[:-1], self._channels(parameters.shape)]
         leading = len(shape) - event_ndims
-        if seed.shape.rank == 2 and leading not in (1, 2):
+        if isinstance(seed, random.RowSeed) and leading not in (1, 2):
             raise ValueError(
                 "With a seed for each row, `parameters` must be [B, *event] or [S, B, *event]. "
                 f"Received: parameters of shape {parameters.shape} and event_ndims={event_ndims}"

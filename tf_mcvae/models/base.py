@@ -161,8 +161,8 @@ class MonteCarloVAE(TrainingLoop):
 
         Args:
             x: `[B, ...]`.
-            seed: Integer, seed tensor `[2]`, or `[B, 2]` for a seed of its own for each row. None
-                takes the next seed of the model.
+            seed: Integer, or a seed of `tf_mcvae.random` (`random.per_row` gives each row a seed of
+                its own). None takes the next seed of the model.
             num_samples: S; by default the model's.
 
         Returns:
