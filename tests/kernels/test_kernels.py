@@ -12,9 +12,9 @@ import tensorflow_probability as tfp
 from reference import within
 
 from tf_mcvae import kernels, random
-from tf_mcvae.kernels.metropolis import log_accept_probs
 from tf_mcvae.kernels.path import AnnealedPath
 from tf_mcvae.kernels.step_size_rules import acceptance_update, variance_update
+from tf_mcvae.kernels.transition import log_accept_probs
 
 tfd = tfp.distributions
 SCALES = np.array([0.5, 1.5], np.float32)
@@ -33,7 +33,7 @@ CALIBRATED = {
     ),
     "HMC": lambda target, **kw: kernels.HamiltonianMonteCarlo(target, 0.4, 3, **kw),
     "HMC-persistent": lambda target, **kw: kernels.HamiltonianMonteCarlo(
-        target, 0.4, 1, momentum_persistence=0.8, momentum_seed=7, **kw
+        target, 0.4, 1, momentum_persistence=0.8, **kw
     ),
     "HMC-barker": lambda target, **kw: kernels.HamiltonianMonteCarlo(
         target, 0.4, 3, acceptance="barker", **kw

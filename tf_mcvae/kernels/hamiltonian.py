@@ -1,18 +1,32 @@
 """Hamiltonian Monte Carlo."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.kernels.metropolis import (
+from tf_mcvae.kernels.metropolis import Acceptance, MetropolisHastings
+from tf_mcvae.kernels.path import AnnealedPath, Endpoints, LogProbFn
+from tf_mcvae.kernels.transition import (
     AnnealedKernel,
-    MetropolisHastings,
     Proposal,
     TransitionResults,
+    select,
     sum_event,
 )
-from tf_mcvae.kernels.path import AnnealedPath, Endpoints, LogProbFn
+
+
+class Momentum(NamedTuple):
+    """What a kernel with a persistent momentum carries to its next transition.
+
+    Attributes:
+        value: `[S, B, D]`.
+        is_kept: Whether there is one to go on from, `[S, B]`; false before the first transition,
+            which draws all of it.
+    """
+
+    value: tf.Tensor
+    is_kept: tf.Tensor
 
 
 class UncalibratedHamiltonian(AnnealedKernel):
@@ -34,7 +48,6 @@ class UncalibratedHamiltonian(AnnealedKernel):
             under XLA.
         inverse_temperature: Scalar `b` in [0, 1].
         momentum_persistence: `rho` in [0, 1).
-        momentum_seed: Seed of the momentum before the first transition, where `rho` is not 0.
 
     Reference:
         Neal, MCMC using Hamiltonian dynamics, arXiv 1206.1901; Horowitz, A generalized guided Monte
@@ -46,9 +59,8 @@ class UncalibratedHamiltonian(AnnealedKernel):
         target_log_prob_fn: LogProbFn | AnnealedPath,
         step_size: Any,
         num_leapfrog_steps: int,
-        inverse_temperature: Any = 1.0,
+        inverse_temperature: tf.Tensor | float = 1.0,
         momentum_persistence: float = 0.0,
-        momentum_seed: Any = 0,
     ) -> None:
         super().__init__(target_log_prob_fn, step_size, inverse_temperature)
         if num_leapfrog_steps < 1:
@@ -64,29 +76,34 @@ class UncalibratedHamiltonian(AnnealedKernel):
         self._parameters.update(
             num_leapfrog_steps=num_leapfrog_steps,
             momentum_persistence=momentum_persistence,
-            momentum_seed=momentum_seed,
         )
         self.num_leapfrog_steps = num_leapfrog_steps
         self.momentum_persistence = momentum_persistence
-        self.momentum_seed = momentum_seed
 
-    def bootstrap_results(self, init_state: tf.Tensor) -> TransitionResults:
-        """Evaluates the endpoints at the first state; draws its momentum if one is kept."""
-        results = super().bootstrap_results(init_state)
+    def initial_carry(self, state: tf.Tensor, endpoints: Endpoints) -> Any:
+        """Returns no momentum yet, where one is kept."""
         if not self.momentum_persistence:
-            return results
-        return results._replace(momentum=_normal(init_state, random.as_seed(self.momentum_seed)))
+            return ()
+        return Momentum(tf.zeros_like(state), tf.zeros_like(endpoints.log_p, dtype=tf.bool))
 
-    def propose(self, state: tf.Tensor, previous: TransitionResults, seed: tf.Tensor) -> Proposal:
+    def propose(self, state: tf.Tensor, previous: TransitionResults, seed: random.Seed) -> Proposal:
         """Refreshes the momentum and integrates."""
-        endpoints, momentum = previous.endpoints, _normal(state, seed)
+        momentum = tf.cast(random.normal(random.shape_of(state), seed), state.dtype)
         rho = self.momentum_persistence
         if rho:
-            momentum = rho * previous.momentum + (1.0 - rho**2) ** 0.5 * momentum
-        new_state, new_momentum, new_endpoints = self.leapfrogs(state, momentum, endpoints)
+            carried = previous.carry
+            mixed = rho * carried.value + (1.0 - rho**2) ** 0.5 * momentum
+            momentum = select(carried.is_kept, mixed, momentum)
+        new_state, new_momentum, endpoints = self.leapfrogs(state, momentum, previous.endpoints)
         log_ratio = 0.5 * sum_event(tf.square(momentum) - tf.square(new_momentum), endpoints.log_p)
-        kept = (new_momentum, -momentum) if rho else ((), ())
-        return Proposal(new_state, new_endpoints, log_ratio, momentum=kept)
+        proposal = Proposal(new_state, endpoints, log_ratio)
+        if not rho:
+            return proposal
+        is_kept = tf.ones_like(endpoints.log_p, dtype=tf.bool)
+        return proposal._replace(
+            carry_if_accepted=Momentum(new_momentum, is_kept),
+            carry_if_rejected=Momentum(-momentum, is_kept),
+        )
 
     def leapfrogs(
         self, state: tf.Tensor, momentum: tf.Tensor, endpoints: Endpoints
@@ -123,7 +140,6 @@ class HamiltonianMonteCarlo(MetropolisHastings):
         acceptance: `"metropolis"` or `"barker"`.
         momentum_persistence: How much of the momentum a transition takes over from the one before,
             in [0, 1).
-        momentum_seed: Seed of the momentum before the first transition, where any is taken over.
 
     Reference:
         Neal, MCMC using Hamiltonian dynamics, arXiv 1206.1901.
@@ -134,10 +150,9 @@ class HamiltonianMonteCarlo(MetropolisHastings):
         target_log_prob_fn: LogProbFn | AnnealedPath,
         step_size: Any,
         num_leapfrog_steps: int,
-        inverse_temperature: Any = 1.0,
-        acceptance: str = "metropolis",
+        inverse_temperature: tf.Tensor | float = 1.0,
+        acceptance: Acceptance = "metropolis",
         momentum_persistence: float = 0.0,
-        momentum_seed: Any = 0,
     ) -> None:
         inner = UncalibratedHamiltonian(
             target_log_prob_fn,
@@ -145,7 +160,6 @@ class HamiltonianMonteCarlo(MetropolisHastings):
             num_leapfrog_steps,
             inverse_temperature,
             momentum_persistence,
-            momentum_seed,
         )
         super().__init__(inner, acceptance)
 
@@ -153,8 +167,3 @@ class HamiltonianMonteCarlo(MetropolisHastings):
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments, which `copy` needs."""
         return {**self.inner_kernel.parameters, "acceptance": self.acceptance}
-
-
-def _normal(state: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Draws a momentum for `state`."""
-    return tf.cast(random.normal(random.shape_of(state), seed), state.dtype)

@@ -1,21 +1,63 @@
 """Langevin transitions, unadjusted and Metropolis-adjusted."""
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.kernels.metropolis import (
+from tf_mcvae.kernels.metropolis import Acceptance, MetropolisHastings
+from tf_mcvae.kernels.path import AnnealedPath, Endpoints, LogProbFn
+from tf_mcvae.kernels.transition import (
     AnnealedKernel,
-    MetropolisHastings,
     Proposal,
     TransitionResults,
     select,
     sum_event,
 )
-from tf_mcvae.kernels.path import AnnealedPath, Endpoints, LogProbFn
+
+
+class Place(NamedTuple):
+    """Where a drift is evaluated, and for which transition.
+
+    Attributes:
+        state: `[S, B, D]`.
+        endpoints: Log-densities and scores at the state.
+        inverse_temperature: Scalar `b`.
+        index: Number k = 0, ..., K - 1 of the transition, a scalar.
+        features: What is known of the examples, `[B, F]`, or None.
+    """
+
+    state: tf.Tensor
+    endpoints: Endpoints
+    inverse_temperature: tf.Tensor | float
+    index: tf.Tensor | int
+    features: tf.Tensor | None
+
+    @property
+    def score(self) -> tf.Tensor:
+        """Gradient of `log pi_b`, `[S, B, D]`."""
+        return self.endpoints.score(self.inverse_temperature)
+
+
+class Drift(NamedTuple):
+    """A Gaussian step `N(z + e d, V)` of size `e`.
+
+    Attributes:
+        value: `d`, `[S, B, D]`.
+        log_variance: `log V`, `[S, B, D]`; None for Langevin's own, `log 2e`.
+    """
+
+    value: tf.Tensor
+    log_variance: tf.Tensor | None = None
+
+
+DriftFn = Callable[[Place], Drift]
+
+
+def score_drift(place: Place) -> Drift:
+    """Returns Langevin's own drift, the score `s_b = grad log pi_b`."""
+    return Drift(place.score)
 
 
 class UnadjustedLangevin(AnnealedKernel):
@@ -25,19 +67,22 @@ class UnadjustedLangevin(AnnealedKernel):
 
         z' = z + e d(z) + sqrt(2 e) xi,        xi ~ N(0, I),        d = s_b = grad log pi_b.
 
-    The log ratio of the move is `(|xi|^2 - |xi~|^2) / 2` with the noise `xi~` that would bring the
-    kernel back from `z'` to `z`. `tfp.mcmc.UncalibratedLangevin` counts its step as `2 e`.
+    The log ratio is that of the density of the step from `z'` back to `z`, with the backward drift,
+    over that of this step. With equal drifts it is `(|xi|^2 - |xi~|^2) / 2`, `xi~` being the noise
+    that would lead back. `tfp.mcmc.UncalibratedLangevin` counts its step as `2 e`.
 
     Args:
         target_log_prob_fn: Callable that maps states to log-densities, or an `AnnealedPath`.
         step_size: `e`, a scalar or `[D]` tensor.
         inverse_temperature: Scalar `b` in [0, 1].
-        skip_threshold: A move whose Metropolis-Hastings probability is at most this is undone: the
-            state stays and the log ratio is 0. **Biased**: with a threshold above 0 the weights no
-            longer average to the evidence. None of this library's evaluations uses it.
-        drift_fn: Maps states to the drift `d` to take in the place of the score, both ways.
-        reverse_fn: Maps `z'` to the distribution `r(z|z')` that is taken for the kernel that leads
-            backwards; the log ratio is then `log r(z|z') - log N(z'; z + e d(z), 2 e I)`.
+        forward_drift: The drift `d`, a function of `Place`; by default the score. Of another one
+            the diagnostic `"drift_error"` is `|d - s_b|^2`, `[S, B]`.
+        backward_drift: The drift of the step that leads back; None for the forward one.
+        index: Number of the transition, which is handed to the drifts.
+        features: What is known of the examples, `[B, F]`, likewise.
+        skip_threshold: A proposal whose Metropolis-Hastings probability is at most this is undone:
+            the state stays and the log ratio is 0. **Biased**: with a threshold above 0 the weights
+            no longer average to the evidence. None of this library's evaluations uses it.
 
     Reference:
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
@@ -47,61 +92,89 @@ class UnadjustedLangevin(AnnealedKernel):
         self,
         target_log_prob_fn: LogProbFn | AnnealedPath,
         step_size: Any,
-        inverse_temperature: Any = 1.0,
+        inverse_temperature: tf.Tensor | float = 1.0,
+        *,
+        forward_drift: DriftFn = score_drift,
+        backward_drift: DriftFn | None = None,
+        index: tf.Tensor | int = 0,
+        features: tf.Tensor | None = None,
         skip_threshold: float = 0.0,
-        drift_fn: Callable[[tf.Tensor], tf.Tensor] | None = None,
-        reverse_fn: Callable[[tf.Tensor], Any] | None = None,
     ) -> None:
         super().__init__(target_log_prob_fn, step_size, inverse_temperature)
-        self._parameters.update(
-            skip_threshold=skip_threshold, drift_fn=drift_fn, reverse_fn=reverse_fn
-        )
+        own = {
+            "forward_drift": forward_drift,
+            "backward_drift": backward_drift,
+            "index": index,
+            "features": features,
+            "skip_threshold": skip_threshold,
+        }
+        self._parameters.update(own)
+        self.forward_drift = forward_drift
+        self.backward_drift = backward_drift
+        self.index, self.features = index, features
         self.skip_threshold = skip_threshold
-        self.drift_fn = drift_fn
-        self.reverse_fn = reverse_fn
 
-    def propose(self, state: tf.Tensor, previous: TransitionResults, seed: tf.Tensor) -> Proposal:
+    def propose(self, state: tf.Tensor, previous: TransitionResults, seed: random.Seed) -> Proposal:
         """Makes the Euler step."""
-        endpoints = previous.endpoints
-        step = tf.cast(self.step_size, state.dtype)
+        origin = self._place(state, previous.endpoints)
         noise = tf.cast(random.normal(random.shape_of(state), seed), state.dtype)
-        drift = self._drift(state, endpoints)
-        new_state = state + step * drift + tf.sqrt(2.0 * step) * noise
-        new_endpoints = self.path.endpoints(new_state)
-        # xi~ = -(xi + way); the difference of the squares, written so that nothing cancels and a
-        # step of 0 gives 0.
-        way = tf.sqrt(0.5 * step) * (drift + self._drift(new_state, new_endpoints))
-        log_ratio = -sum_event(way * (noise + 0.5 * way), endpoints.log_p)
-        error = self._drift_error(drift, endpoints)
-        proposal = Proposal(new_state, new_endpoints, log_ratio, error)
-        if self.reverse_fn is not None:
-            log_forward = -0.5 * (tf.square(noise) + tf.math.log(4.0 * math.pi * step))
-            log_backward = self.reverse_fn(new_state).log_prob(state)
-            learned = log_backward - sum_event(log_forward, endpoints.log_p)
-            proposal = proposal._replace(log_ratio=learned, own_log_ratio=log_ratio)
-        return self._skip_unlikely(state, endpoints, proposal) if self.skip_threshold else proposal
+        drift, step = self.forward_drift(origin), tf.cast(self.step_size, state.dtype)
+        scale = _scale(drift, step)
+        new_state = state + step * drift.value + scale * noise
+        end = self._place(new_state, self.path.endpoints(new_state))
+        own = self._log_ratio(origin, end, drift, self.forward_drift(end), noise)
+        proposal = Proposal(
+            new_state, end.endpoints, own, diagnostics=self._drift_error(origin, drift)
+        )
+        if self.backward_drift is not None:
+            log_ratio = self._log_ratio(origin, end, drift, self.backward_drift(end), noise)
+            proposal = proposal._replace(log_ratio=log_ratio, own_log_ratio=own)
+        return self._skip_unlikely(origin, proposal) if self.skip_threshold else proposal
 
-    def _drift(self, state: tf.Tensor, endpoints: Endpoints) -> tf.Tensor:
-        if self.drift_fn is not None:
-            return self.drift_fn(state)
-        return endpoints.score(self.inverse_temperature)
+    def initial_diagnostics(self, endpoints: Endpoints) -> dict[str, tf.Tensor]:
+        """Returns a drift error of 0, where there is one."""
+        if self.forward_drift is score_drift:
+            return {}
+        return {"drift_error": tf.zeros_like(endpoints.log_p)}
 
-    def _drift_error(self, drift: tf.Tensor, endpoints: Endpoints) -> tf.Tensor | None:
-        if self.drift_fn is None:
-            return None
-        distance = tf.square(drift - endpoints.score(self.inverse_temperature))
-        return sum_event(distance, endpoints.log_p)
+    def _place(self, state: tf.Tensor, endpoints: Endpoints) -> Place:
+        return Place(state, endpoints, self.inverse_temperature, self.index, self.features)
 
-    def _skip_unlikely(
-        self, state: tf.Tensor, endpoints: Endpoints, proposal: Proposal
-    ) -> Proposal:
-        """Undoes the moves that Metropolis-Hastings would hardly ever accept."""
-        accept_prob = tf.exp(tf.minimum(self.log_accept_ratio(endpoints, proposal), 0.0))
-        staying = (state, endpoints, tf.zeros_like(proposal.log_ratio))
+    def _log_ratio(
+        self, origin: Place, end: Place, there: Drift, back: Drift, noise: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns `log N(z; z' + e d~, V~) - log N(z'; z + e d, V)`, `[S, B]`."""
+        step, like = tf.cast(self.step_size, noise.dtype), end.endpoints.log_p
+        if there.log_variance is None and back.log_variance is None:
+            # xi~ = -(xi + way); the difference of the squares, written so that nothing cancels and
+            # a step of 0 gives 0.
+            way = tf.sqrt(0.5 * step) * (there.value + back.value)
+            return -sum_event(way * (noise + 0.5 * way), like)
+        back_scale = _scale(back, step)
+        back_noise = (origin.state - end.state - step * back.value) / back_scale
+        log_scales = tf.math.log(_scale(there, step)) - tf.math.log(back_scale)
+        return sum_event(0.5 * (tf.square(noise) - tf.square(back_noise)) + log_scales, like)
+
+    def _drift_error(self, origin: Place, drift: Drift) -> dict[str, tf.Tensor]:
+        if self.forward_drift is score_drift:
+            return {}
+        distance = tf.square(drift.value - origin.score)
+        return {"drift_error": sum_event(distance, origin.endpoints.log_p)}
+
+    def _skip_unlikely(self, origin: Place, proposal: Proposal) -> Proposal:
+        """Undoes the proposals that Metropolis-Hastings would hardly ever accept."""
+        log_accept_ratio = self.log_accept_ratio(origin.endpoints, proposal)
         state, endpoints, log_ratio = select(
-            accept_prob > self.skip_threshold, tuple(proposal[:3]), staying
+            tf.exp(tf.minimum(log_accept_ratio, 0.0)) > self.skip_threshold,
+            (proposal.state, proposal.endpoints, proposal.log_ratio),
+            (origin.state, origin.endpoints, tf.zeros_like(proposal.log_ratio)),
         )
         return proposal._replace(state=state, endpoints=endpoints, log_ratio=log_ratio)
+
+
+def _scale(drift: Drift, step: tf.Tensor) -> tf.Tensor:
+    """Returns the standard deviation of a step."""
+    return tf.sqrt(2.0 * step) if drift.log_variance is None else tf.exp(0.5 * drift.log_variance)
 
 
 class MetropolisAdjustedLangevin(MetropolisHastings):
@@ -132,8 +205,8 @@ class MetropolisAdjustedLangevin(MetropolisHastings):
         self,
         target_log_prob_fn: LogProbFn | AnnealedPath,
         step_size: Any,
-        inverse_temperature: Any = 1.0,
-        acceptance: str = "metropolis",
+        inverse_temperature: tf.Tensor | float = 1.0,
+        acceptance: Acceptance = "metropolis",
     ) -> None:
         inner = UnadjustedLangevin(target_log_prob_fn, step_size, inverse_temperature)
         super().__init__(inner, acceptance)

@@ -9,17 +9,16 @@ density `p(x, z)`) geometrically,
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-LogProbFn = Callable[[tf.Tensor], tf.Tensor]
+LogProbFn = Callable[..., tf.Tensor]
 
 
 class Endpoints(NamedTuple):
     """Log-densities and scores of both ends of a path at one state.
 
-    They hold no temperature, so they stay right when the temperature changes: an annealed chain of
+    They do not depend on the temperature, so they stay right when it changes: an annealed chain of
     K transitions evaluates them K + 1 times, once for each state. What is mixed from them at one
     temperature must never be kept for another.
 
@@ -35,11 +34,11 @@ class Endpoints(NamedTuple):
     score_q: tf.Tensor
     score_p: tf.Tensor
 
-    def log_prob(self, inverse_temperature: Any) -> tf.Tensor:
+    def log_prob(self, inverse_temperature: tf.Tensor | float) -> tf.Tensor:
         """Returns `log pi_b` up to its constant, `[S, B]`."""
         return self.log_q + inverse_temperature * (self.log_p - self.log_q)
 
-    def score(self, inverse_temperature: Any) -> tf.Tensor:
+    def score(self, inverse_temperature: tf.Tensor | float) -> tf.Tensor:
         """Returns the gradient of `log pi_b`, `[S, B, D]`."""
         return self.score_q + inverse_temperature * (self.score_p - self.score_q)
 
@@ -49,18 +48,18 @@ class AnnealedPath:
 
     Args:
         base_log_prob_fn: Maps states `[S, B, D]` to `log q`, `[S, B]`.
-        target_log_prob_fn: Maps states `[S, B, D]` to `log p`, `[S, B]`; each entry may depend on
-            its own state only.
-        recomputed: Keras variables of the target. If there are any, what lies between the state and
-            the target's endpoints is computed again in the backward pass and not kept for it; the
-            target must depend on nothing else that has a gradient.
+        target_log_prob_fn: Maps states `[S, B, D]`, and the tensors of `recomputed` where there are
+            any, to `log p`, `[S, B]`; each entry may depend on its own state only.
+        recomputed: Tensors (a decoder's weights) that are further arguments of the target. With
+            them, the backward pass computes what lies between the state and the target's endpoints
+            again, rather than keep it; the target must depend on nothing else that has a gradient.
     """
 
     def __init__(
         self,
         base_log_prob_fn: LogProbFn,
         target_log_prob_fn: LogProbFn,
-        recomputed: Sequence[keras.Variable] = (),
+        recomputed: Sequence[tf.Tensor] = (),
     ) -> None:
         self.base_log_prob_fn = base_log_prob_fn
         self.target_log_prob_fn = target_log_prob_fn
@@ -79,6 +78,10 @@ class AnnealedPath:
         target = target_log_prob_fn
         return cls(lambda state: tf.zeros_like(target(state)), target)
 
+    def reversed(self) -> "AnnealedPath":
+        """Returns the path with its ends exchanged."""
+        return AnnealedPath(self.target_log_prob_fn, self.base_log_prob_fn)
+
     def endpoints(self, state: tf.Tensor) -> Endpoints:
         """Evaluates both densities and their scores, each network once.
 
@@ -89,7 +92,7 @@ class AnnealedPath:
         # no longer depends on it.
         state = tf.identity(state)
         log_q, score_q = tfp.math.value_and_gradient(self.base_log_prob_fn, state)
-        target = self._target_and_score if not self.recomputed else self._recomputed_target
+        target = self._recomputed_target if self.recomputed else self._target_and_score
         log_p, score_p = target(state)
         if score_p is None:
             raise ValueError(
@@ -99,17 +102,17 @@ class AnnealedPath:
         score_q = tf.zeros_like(state) if score_q is None else score_q  # a constant base
         return Endpoints(log_q, log_p, score_q, score_p)
 
-    def _target_and_score(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        log_p, score_p = tfp.math.value_and_gradient(self.target_log_prob_fn, state)
+    def _target_and_score(
+        self, state: tf.Tensor, *recomputed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        log_p, score_p = tfp.math.value_and_gradient(
+            lambda z: self.target_log_prob_fn(z, *recomputed), state
+        )
         return log_p, score_p
 
     def _recomputed_target(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # Not tf.recompute_grad, which cannot be differentiated within a loop: there the variables
         # must be inputs.
-        def evaluate(state: tf.Tensor, *values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            with keras.StatelessScope(list(zip(self.recomputed, values, strict=True))):
-                return self._target_and_score(state)
-
         @tf.custom_gradient
         def endpoints(*inputs: tf.Tensor) -> Any:
             def gradient(*upstream: tf.Tensor) -> Any:
@@ -117,11 +120,10 @@ class AnnealedPath:
                 here = [tf.identity(value) for value in inputs]
                 with tf.GradientTape() as tape:
                     tape.watch(here)
-                    outputs = evaluate(*here)
+                    outputs = self._target_and_score(*here)
                 return tape.gradient(outputs, here, upstream)
 
-            return evaluate(*inputs), gradient
+            return self._target_and_score(*inputs), gradient
 
-        values = [tf.convert_to_tensor(variable.value) for variable in self.recomputed]
-        log_p, score_p = endpoints(state, *values)
+        log_p, score_p = endpoints(state, *self.recomputed)
         return log_p, score_p

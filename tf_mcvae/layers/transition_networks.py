@@ -12,13 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tf_mcvae import random
 from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.layers.activations import get_activation
-
-tfd = tfp.distributions
 
 
 class TransitionNetwork(keras.layers.Layer):
@@ -137,10 +134,12 @@ class LearnedReverse(TransitionNetwork):
         log_variance[:] = np.log(2.0 * step_sizes)
         self.biases[-1].assign(np.concatenate([shift, log_variance], axis=1))
 
-    def call(self, state: tf.Tensor, loc: tf.Tensor, index: tf.Tensor) -> Any:
-        """Returns the distribution of `z_{k-1}` from `z_k [S, B, D]` and `loc(x) [B, D]`."""
+    def call(
+        self, state: tf.Tensor, loc: tf.Tensor, index: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns `m` and `v`, `[S, B, D]`, at `z_k [S, B, D]` given `loc(x) [B, D]`."""
         shift, log_variance = tf.split(self.run(_beside(state, loc), index), 2, axis=-1)
-        return tfd.Independent(tfd.Normal(state + shift, tf.exp(0.5 * log_variance)), 1)
+        return shift, log_variance
 
 
 def _beside(state: tf.Tensor, features: tf.Tensor) -> tf.Tensor:

@@ -99,15 +99,15 @@ def pool_statistics(parts: Sequence[TransitionStatistics]) -> tuple[tf.Tensor, t
 def trace_statistics(state: tf.Tensor, results: TransitionResults) -> TransitionStatistics:
     """Traces what the losses, the metrics and the step-size rules need of a transition."""
     del state
-    count = tf.cast(tf.size(results.log_ratio), results.score.dtype)
-    score = tf.stop_gradient(results.score)
+    score = tf.stop_gradient(results.diagnostics["score"])
+    count = tf.cast(tf.size(results.log_ratio), score.dtype)
     mean = tf.reduce_mean(score, axis=[0, 1])
     variance = tf.reduce_sum(tf.square(score - mean), axis=[0, 1]) / (count - 1.0)
     return TransitionStatistics(
         results.is_accepted,
         results.log_choice_prob,
         tf.sqrt(variance),
-        results.drift_error,
+        results.diagnostics.get("drift_error", tf.zeros_like(results.log_ratio)),
         mean,
     )
 
@@ -205,7 +205,7 @@ class AnnealedVAE(MonteCarloVAE):
         if self.recompute:
             target = [self.transition_decoder, self.likelihood]
             variables = [v for layer in target for v in layer.trainable_variables]
-            path = AnnealedPath(path.base_log_prob_fn, path.target_log_prob_fn, variables)
+            path = recomputing(path, variables)
         temperatures, step_sizes = self.schedule.inverse_temperatures(), self.step_size.values()
 
         def kernel_fn(index: tf.Tensor, results: TransitionResults | None) -> Any:
@@ -279,6 +279,17 @@ class AnnealedVAE(MonteCarloVAE):
             "cloned_decoder": self.cloned_decoder,
             "recompute": self.recompute,
         }
+
+
+def recomputing(path: AnnealedPath, variables: Sequence[keras.Variable]) -> AnnealedPath:
+    """Returns a path whose target is computed again in the backward pass."""
+
+    def target_log_prob(state: tf.Tensor, *values: tf.Tensor) -> tf.Tensor:
+        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+            return path.target_log_prob_fn(state)
+
+    values = [tf.convert_to_tensor(variable.value) for variable in variables]
+    return AnnealedPath(path.base_log_prob_fn, target_log_prob, values)
 
 
 def clone(network: keras.Model) -> keras.Model:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_mcvae.kernels import UnadjustedLangevin
+from tf_mcvae.kernels import Drift, Place, UnadjustedLangevin, score_drift
 from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse
 from tf_mcvae.models.annealed import AnnealedVAE, Transition
 from tf_mcvae.models.base import Estimate
@@ -105,15 +105,24 @@ class LMCVAE(AnnealedVAE):
 
     def make_kernel(self, transition: Transition) -> UnadjustedLangevin:
         """Makes an unadjusted Langevin kernel."""
-        index, drift, reverse = transition.index, self.drift, self.reverse_kernel
-        loc = transition.posterior.mean() if reverse is not None else None
+        drift, reverse = self.drift, self.reverse_kernel
+
+        def learned_drift(place: Place) -> Drift:
+            return Drift(drift(place.state, transition.x, place.index))
+
+        def learned_reverse(place: Place) -> Drift:
+            loc = transition.posterior.mean()
+            shift, log_variance = reverse(place.state, loc, place.index)
+            return Drift(shift / transition.step_size, log_variance)
+
         return UnadjustedLangevin(
             transition.path,
             transition.step_size,
             transition.inverse_temperature,
-            self.skip_threshold,
-            None if drift is None else lambda z: drift(z, transition.x, index),
-            None if reverse is None else lambda z: reverse(z, loc, index),
+            forward_drift=score_drift if drift is None else learned_drift,
+            backward_drift=None if reverse is None else learned_reverse,
+            index=transition.index,
+            skip_threshold=self.skip_threshold,
         )
 
     def estimate(self, x: tf.Tensor, seed: tf.Tensor, training: bool) -> Estimate:

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.kernels.metropolis import TransitionResults
 from tf_mcvae.kernels.path import AnnealedPath, LogProbFn
+from tf_mcvae.kernels.transition import TransitionResults
 
 KernelFn = Callable[[tf.Tensor, TransitionResults | None], Any]
 TraceFn = Callable[[tf.Tensor, TransitionResults], Any]

@@ -1,0 +1,235 @@
+"""The contract that all kernels of this package keep, on top of `tfp.mcmc.TransitionKernel`'s.
+
+A kernel proposes `z' ~ m(z'|z)`. All that a bound needs of it is one number, the *log ratio*
+
+    log_ratio = log m~(z|z') - log m(z'|z),
+
+where `m~` is the kernel that runs backwards. For an uncalibrated kernel `m~` is the kernel itself;
+then `log_accept_ratio = log pi(z') - log pi(z) + log_ratio` is the Metropolis-Hastings ratio. For a
+calibrated kernel `m~` is its time reversal under `pi`, and `log_ratio = log pi(z) - log pi(z')`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tf_mcvae import random
+from tf_mcvae.kernels.path import AnnealedPath, Endpoints, LogProbFn
+
+
+class TransitionResults(NamedTuple):
+    """What every kernel of this package reports of its last transition.
+
+    Attributes:
+        endpoints: Log-densities and scores at the current state, free of temperature.
+        log_ratio: Log of the backward over the forward density of the transition, `[S, B]`.
+        log_accept_ratio: Log of the Metropolis-Hastings ratio of the proposal, `[S, B]`.
+        is_accepted: Whether the proposal passed the acceptance test, `[S, B]`. An uncalibrated
+            kernel draws the test too, as a diagnostic, and takes the proposal all the same.
+        log_choice_prob: Log-probability of the accept or reject that was realised, `[S, B]`; zero
+            for a kernel that takes every proposal.
+        step_size: The step size used.
+        carry: What the kernel takes to its next transition (a momentum); empty for most.
+        diagnostics: Further tensors by name. All kernels report `"score"`, the gradient of
+            `log pi_b` at the state that the transition began from, `[S, B, D]`.
+    """
+
+    endpoints: Endpoints
+    log_ratio: tf.Tensor
+    log_accept_ratio: tf.Tensor
+    is_accepted: tf.Tensor
+    log_choice_prob: tf.Tensor
+    step_size: tf.Tensor
+    carry: Any
+    diagnostics: Mapping[str, tf.Tensor]
+
+
+class Proposal(NamedTuple):
+    """A proposed state, its endpoints, and the log ratio of the transition to it.
+
+    Attributes:
+        state: `[S, B, D]`.
+        endpoints: Log-densities and scores there.
+        log_ratio: `[S, B]`.
+        own_log_ratio: `[S, B]`, with the kernel itself running backwards, where `log_ratio` has
+            another kernel: the acceptance test uses it. None where they are the same.
+        carry_if_accepted: `TransitionResults.carry` after taking the proposal.
+        carry_if_rejected: The same after rejecting it.
+        diagnostics: See `TransitionResults`; the same names as in `initial_diagnostics`.
+    """
+
+    state: tf.Tensor
+    endpoints: Endpoints
+    log_ratio: tf.Tensor
+    own_log_ratio: tf.Tensor | None = None
+    carry_if_accepted: Any = ()
+    carry_if_rejected: Any = ()
+    diagnostics: Mapping[str, tf.Tensor] = {}
+
+
+def sum_event(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Sums the axes of `values` that the log-density `like` does not have."""
+    return tf.reduce_sum(values, axis=list(range(like.shape.rank, values.shape.rank)))
+
+
+def select(condition: tf.Tensor, new: Any, old: Any) -> Any:
+    """Takes `new` where `condition` ([S, B]) holds and `old` elsewhere, in nested tensors."""
+
+    def pick(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+        extra = [1] * (a.shape.rank - condition.shape.rank)
+        shape = random.shape_of(condition) + extra
+        return tf.where(tf.reshape(condition, shape) if extra else condition, a, b)
+
+    return tf.nest.map_structure(pick, new, old)
+
+
+def required_seed(seed: Any) -> random.Seed:
+    """Returns the seed that `one_step` was given."""
+    if seed is None:
+        raise ValueError(
+            "A kernel's `one_step` needs a seed; `tfp.mcmc.sample_chain` hands one over when it is "
+            "given `seed=`. Received: seed=None"
+        )
+    return random.as_seed(seed)
+
+
+class AnnealedKernel(tfp.mcmc.TransitionKernel):
+    """Base of the kernels: a target, the inverse temperature at which it is taken, a step size.
+
+    A subclass defines `propose`; one that carries something from a transition to the next, or
+    reports further diagnostics, also `initial_carry` or `initial_diagnostics`. `one_step` and
+    `MetropolisHastings(kernel)` follow from these.
+
+    Args:
+        target_log_prob_fn: Callable that maps states to log-densities, as in `tfp.mcmc`, or an
+            `AnnealedPath`.
+        step_size: Scalar or `[D]` tensor.
+        inverse_temperature: Scalar `b` in [0, 1]: the kernel targets `pi_b`.
+    """
+
+    def __init__(
+        self,
+        target_log_prob_fn: LogProbFn | AnnealedPath,
+        step_size: Any,
+        inverse_temperature: tf.Tensor | float = 1.0,
+    ) -> None:
+        self._parameters: dict[str, Any] = {
+            "target_log_prob_fn": target_log_prob_fn,
+            "step_size": step_size,
+            "inverse_temperature": inverse_temperature,
+        }
+        self.path = AnnealedPath.from_target(target_log_prob_fn)
+        self.step_size = tf.convert_to_tensor(step_size)
+        self.inverse_temperature = inverse_temperature
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments, which `copy` needs."""
+        return self._parameters
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the target is left invariant."""
+        return False
+
+    def propose(self, state: tf.Tensor, previous: TransitionResults, seed: random.Seed) -> Proposal:
+        """Proposes a state.
+
+        Args:
+            state: `[S, B, D]`.
+            previous: Results of the transition that led there.
+            seed: All randomness of the proposal comes from it.
+        """
+        raise NotImplementedError
+
+    def initial_carry(self, state: tf.Tensor, endpoints: Endpoints) -> Any:
+        """Returns `TransitionResults.carry` before the first transition."""
+        return ()
+
+    def initial_diagnostics(self, endpoints: Endpoints) -> Mapping[str, tf.Tensor]:
+        """Returns the proposal's diagnostics before the first transition: shapes and names."""
+        return {}
+
+    def bootstrap_results(self, init_state: tf.Tensor) -> TransitionResults:
+        """Evaluates the endpoints at the first state."""
+        init_state = tf.convert_to_tensor(init_state)
+        endpoints = self.path.endpoints(init_state)
+        zeros = tf.zeros_like(endpoints.log_p)
+        return TransitionResults(
+            endpoints=endpoints,
+            log_ratio=zeros,
+            log_accept_ratio=zeros,
+            is_accepted=tf.ones_like(zeros, dtype=tf.bool),
+            log_choice_prob=zeros,
+            step_size=self.step_size,
+            carry=self.initial_carry(init_state, endpoints),
+            diagnostics=self.diagnostics(endpoints, self.initial_diagnostics(endpoints)),
+        )
+
+    def diagnostics(
+        self, origin: Endpoints, proposed: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Returns the diagnostics of a transition from `origin`, those of its proposal included."""
+        return {"score": origin.score(self.inverse_temperature), **proposed}
+
+    def log_accept_ratio(self, origin: Endpoints, proposal: Proposal) -> tf.Tensor:
+        """Returns the log of the Metropolis-Hastings ratio of a proposal, `[S, B]`."""
+        b = self.inverse_temperature
+        change = proposal.endpoints.log_prob(b) - origin.log_prob(b)
+        own = proposal.own_log_ratio
+        return change + (proposal.log_ratio if own is None else own)
+
+    def one_step(
+        self, current_state: tf.Tensor, previous_kernel_results: TransitionResults, seed: Any = None
+    ) -> tuple[tf.Tensor, TransitionResults]:
+        """Takes the proposal, whatever the acceptance test would say.
+
+        Args:
+            current_state: `[S, B, D]`; any shape that begins with the log-density's.
+            previous_kernel_results: Results of the last step, or of `bootstrap_results`.
+            seed: A seed of `tf_mcvae.random`, or an integer.
+
+        Returns:
+            The next state and its `TransitionResults`.
+        """
+        proposal_seed, test_seed = random.split(required_seed(seed))
+        origin = previous_kernel_results.endpoints
+        proposal = self.propose(current_state, previous_kernel_results, proposal_seed)
+        log_accept_ratio = self.log_accept_ratio(origin, proposal)
+        log_accept, _ = log_accept_probs(log_accept_ratio, "metropolis")
+        return proposal.state, TransitionResults(
+            endpoints=proposal.endpoints,
+            log_ratio=proposal.log_ratio,
+            log_accept_ratio=log_accept_ratio,
+            is_accepted=draw_acceptance(log_accept, test_seed),
+            log_choice_prob=tf.zeros_like(log_accept_ratio),
+            step_size=self.step_size,
+            carry=proposal.carry_if_accepted,
+            diagnostics=self.diagnostics(origin, proposal.diagnostics),
+        )
+
+
+def log_accept_probs(log_accept_ratio: tf.Tensor, acceptance: str) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the logs of the acceptance and of the rejection probability.
+
+    With `t` the Metropolis-Hastings ratio, acceptance has probability `min(1, t)` (Metropolis) or
+    `t / (1 + t)` (Barker); both leave the target invariant.
+
+    Args:
+        log_accept_ratio: `log t`, `[S, B]`.
+        acceptance: `"metropolis"` or `"barker"`.
+    """
+    if acceptance == "barker":
+        return tf.math.log_sigmoid(log_accept_ratio), tf.math.log_sigmoid(-log_accept_ratio)
+    log_accept = tf.minimum(log_accept_ratio, 0.0)
+    # The small constant keeps the logarithm finite where acceptance is certain. With `1 - exp` in
+    # place of `expm1`, a compiled graph would add it to the 1, and lose it.
+    return log_accept, tf.math.log(1e-8 - tf.math.expm1(log_accept))
+
+
+def draw_acceptance(log_accept: tf.Tensor, seed: random.Seed) -> tf.Tensor:
+    """Draws the acceptance test, true with probability `exp(log_accept)`."""
+    draws = random.uniform(random.shape_of(log_accept), seed)
+    return tf.cast(draws, log_accept.dtype) < tf.exp(log_accept)
