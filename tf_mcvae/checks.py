@@ -1,6 +1,9 @@
 """Checks of arguments that all rooms share."""
 
-from typing import Any
+import difflib
+import inspect
+from collections.abc import Iterable
+from typing import Any, Self
 
 import numpy as np
 
@@ -22,3 +25,43 @@ def check_seeds(seed: random.Seed, num_rows: int | None) -> None:
                 f"There must be a seed for each of the {num_rows} rows, or one for all of them. "
                 f"Received: seeds of shape {shape}"
             )
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Returns `" Did you mean 'x'?"` for the known name closest to `name`, or `""`."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+class ExplicitArguments:
+    """Mixin of Keras layers and models: an unknown constructor argument is answered with help.
+
+    It comes before the Keras class among the bases. Constructors that take `**kwargs`, as those of
+    user subclasses often do, are left to Keras. `inspect.signature` and `help` show the `__init__`
+    of the class, provided that the class with the mixin, or a subclass, defines one.
+
+    Raises:
+        TypeError: If the constructor has no argument of a given name.
+
+    Example:
+        >>> import keras
+        >>> class Scale(ExplicitArguments, keras.layers.Layer):
+        ...     def __init__(self, factor=1.0, *, name=None):
+        ...         super().__init__(name=name)
+        >>> Scale(facter=2.0)
+        Traceback (most recent call last):
+        TypeError: Scale has no argument 'facter'. Did you mean 'factor'? Received: facter=2.0
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Compares the names of the arguments with those of `__init__`."""
+        parameters = inspect.signature(cls.__init__).parameters
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            known = [name for name in parameters if name != "self"]
+            for name in kwargs:
+                if name not in known:
+                    raise TypeError(
+                        f"{cls.__name__} has no argument {name!r}.{suggest(name, known)} "
+                        f"Received: {name}={kwargs[name]!r}"
+                    )
+        return super().__new__(cls, *args, **kwargs)

@@ -7,6 +7,7 @@ import inspect
 
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
 from reference import within
@@ -313,9 +314,61 @@ def test_seed_is_required():
 
 
 def test_kernels_follow_the_contract_of_tfp():
-    for name in kernels.__all__:
-        kernel = getattr(kernels, name)
-        if name != "TransitionResults":
-            assert issubclass(kernel, tfp.mcmc.TransitionKernel)
-            names = list(inspect.signature(kernel.one_step).parameters)
-            assert names == ["self", "current_state", "previous_kernel_results", "seed"]
+    public = [getattr(kernels, name) for name in kernels.__all__]
+    classes = [kernel for kernel in public if hasattr(kernel, "one_step")]
+    assert len(classes) == 6
+    for kernel in classes:
+        assert issubclass(kernel, tfp.mcmc.TransitionKernel)
+        names = list(inspect.signature(kernel.one_step).parameters)
+        assert names == ["self", "current_state", "previous_kernel_results", "seed"]
+
+
+def test_all_randomness_of_a_chain_comes_from_the_seeds_of_its_steps():
+    """Also the first momentum of a kernel that keeps it."""
+    kernel = ALL["HMC-persistent"](TARGET.log_prob)
+    start = tf.zeros([4, 2])
+    first, again, other = (chain(kernel, start, 1, random.as_seed(s))[0] for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.all(np.any(first.numpy() != other.numpy(), axis=-1))
+
+
+def test_first_momentum_is_drawn_whole():
+    """Before the first transition there is none to mix: it is standard normal, as all others."""
+    kernel = kernels.UncalibratedHamiltonian(TARGET.log_prob, 1e-3, 1, momentum_persistence=0.8)
+    state = tf.zeros([50_000, 2])
+    results = kernel.bootstrap_results(state)
+    for seed in (1, 2):
+        state, results = kernel.one_step(state, results, random.as_seed(seed))
+        assert within(np.asarray(results.carry.value, np.float64) ** 2, 1.0)
+
+
+def test_drifts_are_any_functions_of_the_place():
+    """The log ratio is that of the two Gaussian densities, written out in float64."""
+    step, features = 0.3, np.array([[0.5], [-1.0]], np.float32)
+
+    def forward(place):
+        return kernels.Drift(place.score + place.features * tf.cast(place.index, tf.float32))
+
+    def backward(place):
+        return kernels.Drift(0.5 * place.score, tf.zeros_like(place.state) - 1.0)
+
+    start = tf.constant([[0.4, 1.0], [2.0, -0.5]])
+    kernel = kernels.UnadjustedLangevin(
+        PATH,
+        step,
+        0.6,
+        forward_drift=forward,
+        backward_drift=backward,
+        index=2,
+        features=tf.constant(features),
+    )
+    end, results = kernel.one_step(start, kernel.bootstrap_results(start), seed=4)
+    mean, scale = mixed_normal(0.6)
+    z, w = start.numpy().astype(np.float64), end.numpy().astype(np.float64)
+    there = scipy.stats.norm.logpdf(
+        w, z + step * ((mean - z) / scale**2 + 2 * features), np.sqrt(2 * step)
+    )
+    back = scipy.stats.norm.logpdf(z, w + step * 0.5 * (mean - w) / scale**2, np.exp(-0.5))
+    np.testing.assert_allclose(results.log_ratio, np.sum(back - there, -1), rtol=1e-4)
+    error = np.sum((2 * features * np.ones([2, 2])) ** 2, -1)
+    np.testing.assert_allclose(results.diagnostics["drift_error"], error, rtol=1e-5)

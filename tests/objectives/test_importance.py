@@ -252,7 +252,10 @@ def test_same_weights_and_gradients_eager_graph_xla(name):
 def test_rows_with_seeds_do_not_depend_on_each_other(name):
     model, _ = CASES[name]()
     seeds = tf.constant([[1, -2], [3, 4], [-5, 6]])
-    together = model.log_weights(X, seeds)
-    alone = [model.log_weights(X[row : row + 1], seeds[row : row + 1]) for row in range(3)]
+    together = model.log_weights(X, random.per_row(seeds))
+    alone = [
+        model.log_weights(X[row : row + 1], random.per_row(seeds[row : row + 1]))
+        for row in range(3)
+    ]
     np.testing.assert_allclose(together, np.concatenate(alone, 1), rtol=1e-4, atol=1e-4)
     assert not np.allclose(together, model.log_weights(X, seeds[0]))
