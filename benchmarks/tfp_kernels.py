@@ -13,13 +13,14 @@ import tensorflow_probability as tfp
 
 from benchmarks.cases import Case
 from benchmarks.library import make_model
+from tf_mcvae.models.batch import Batch
 
 tfd = tfp.distributions
 
 
 def log_weights(model: Any, case: Case, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns log weights and log-probabilities of the accepts and rejects, each `[S, B]`."""
-    posterior = model.posterior(x)
+    posterior = model.posterior(Batch(x))
     z = posterior.sample(case.num_samples)
     log_weight, log_choices = -posterior.log_prob(z), 0.0
     for k in range(case.num_transitions):

@@ -28,6 +28,7 @@ import tensorflow as tf
 
 from tf_mcvae import AMCVAE, LMCVAE, VAE, Gaussian, random
 from tf_mcvae.files import replacing
+from tf_mcvae.models.batch import Batch
 
 SIGMA, STEP_SIZE = 0.1, 0.003
 
@@ -115,7 +116,7 @@ def repeat(model: Any, problem: Problem, num_repeats: int, seed: int) -> list[tu
     @tf.function
     def estimate(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            result = model.estimate(x, seed, training=True)
+            result = model.estimate(Batch(x), seed, training=True)
             loss = tf.reduce_mean(result.loss)
         return tf.reduce_mean(result.bound), -tape.gradient(loss, kernel)[0, 0]
 

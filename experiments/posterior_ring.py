@@ -37,7 +37,7 @@ import tensorflow_probability as tfp
 import toy
 
 from tf_mcvae import Gaussian, kernels
-from tf_mcvae.objectives.bounds import standard_normal_log_prob
+from tf_mcvae.layers import StandardNormal
 
 OBSERVED = 8.0 * np.pi
 
@@ -52,7 +52,7 @@ def sample_truth(
     decoder, likelihood = toy.ShellDecoder(), Gaussian()
 
     def log_joint(z: tf.Tensor) -> tf.Tensor:
-        return standard_normal_log_prob(z) + likelihood.log_prob(decoder(z), [[OBSERVED]])
+        return StandardNormal().log_prob(z) + likelihood.log_prob(decoder(z), [[OBSERVED]])
 
     kernel = kernels.HamiltonianMonteCarlo(log_joint, step_size, num_leapfrog_steps=5)
 

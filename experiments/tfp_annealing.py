@@ -39,6 +39,7 @@ import tensorflow_probability as tfp
 from tf_mcvae import kernels, random
 from tf_mcvae.files import replacing
 from tf_mcvae.kernels.path import AnnealedPath, LogProbFn
+from tf_mcvae.layers import StandardNormal
 from tf_mcvae.layers.schedules import linear_temperatures
 from tf_mcvae.objectives import bounds
 from tf_mcvae.objectives.annealed import annealed_importance_sampling
@@ -95,7 +96,7 @@ def ppca_problem(seed: int = 0, latent_dim: int = 2, data_dim: int = 5) -> Probl
 
     def log_joint(z: tf.Tensor) -> tf.Tensor:
         log_likelihood = tf.reduce_sum(likelihood.log_prob(residual - z @ matrix), -1)
-        return bounds.standard_normal_log_prob(z) + log_likelihood
+        return StandardNormal().log_prob(z) + log_likelihood
 
     title = rf"PPCA, $\log p(x) = {log_evidence:.2f}$"
     return Problem(title, log_joint, log_evidence, latent_dim)
@@ -131,7 +132,7 @@ def run_own(
     problem: Problem, kernel: str, state: tf.Tensor, num_steps: int, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Runs this package's sampler; returns log weights `[S, 1]` and the last acceptance rate."""
-    path = AnnealedPath(bounds.standard_normal_log_prob, problem.target_log_prob_fn)
+    path = AnnealedPath(StandardNormal().log_prob, problem.target_log_prob_fn)
     temperatures, step_size = tf.constant(linear_temperatures(num_steps)), STEP_SIZES[kernel]
 
     def kernel_fn(index: tf.Tensor, results: Any) -> Any:
@@ -164,7 +165,7 @@ def run_tfp(
             made = tfp.mcmc.MetropolisAdjustedLangevinAlgorithm(log_prob_fn, 2.0 * step_size)
         return Bootstrapped(made) if bootstrapped else made
 
-    base, target = bounds.standard_normal_log_prob, problem.target_log_prob_fn
+    base, target = StandardNormal().log_prob, problem.target_log_prob_fn
     _, log_weights, results = tfp.mcmc.sample_annealed_importance_chain(
         num_steps, base, target, state, make_kernel, seed=seed
     )

@@ -132,7 +132,7 @@ class LinearGaussian:
     def model(self, model_class, **kwargs):
         """A model of the library with these networks, built."""
         likelihood = tf_mcvae.Gaussian(scale=self.sigma)
-        model = model_class(*self.networks(), likelihood, **kwargs)
+        model = model_class(*self.networks(), likelihood=likelihood, **kwargs)
         model.build((None, self.data_dim))
         return model
 

@@ -19,6 +19,7 @@ from benchmarks.counts import (
 from benchmarks.library import make_model
 from benchmarks.run import report
 from tf_mcvae import random
+from tf_mcvae.models.batch import Batch
 from tf_mcvae.performance.fusion import fusing_graph
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +115,8 @@ def test_pytorch_computes_the_same_bound(case, monkeypatch):
     monkeypatch.setattr(torch, "rand_like", draw(uniforms))
     value = theirs.loss(torch.tensor(x).permute(0, 3, 1, 2))[0].item()
     assert value == pytest.approx(
-        float(tf.reduce_mean(model.estimate(tf.constant(x), seed, training=True).loss)), rel=1e-4
+        float(tf.reduce_mean(model.estimate(Batch(tf.constant(x)), seed, training=True).loss)),
+        rel=1e-4,
     )
 
 

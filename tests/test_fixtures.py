@@ -16,6 +16,7 @@ from replay import ROOT_SEED, Fixture, replay_draws
 
 from tf_mcvae.integrations.reference import transition_network_weights
 from tf_mcvae.kernels import HamiltonianMonteCarlo
+from tf_mcvae.models.batch import Batch
 from tf_mcvae.objectives.annealed import annealed_importance_sampling
 from tf_mcvae.performance.fusion import fusing_graph
 
@@ -61,12 +62,12 @@ def evaluate(model, x):
     """Estimate, its trace of states where there are transitions, and the gradients."""
     variables = [variable.value for variable in model.trainable_variables]
     with tf.GradientTape() as tape:
-        estimate = model.estimate(x, ROOT_SEED, training=True)
+        estimate = model.estimate(Batch(x), ROOT_SEED, training=True)
         loss = tf.reduce_mean(estimate.loss)
     gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
     if not hasattr(model, "run_transitions"):
         return estimate, None, gradients
-    run = model.run_transitions(x, ROOT_SEED, model.num_samples, trace_fn=trace_everything)
+    run = model.run_transitions(Batch(x), ROOT_SEED, model.num_samples, trace_fn=trace_everything)
     return estimate, run, gradients
 
 
@@ -211,8 +212,8 @@ def test_ais(path, mode, monkeypatch):
     replay_draws(monkeypatch, fixture)
 
     def run(x):
-        posterior = model.posterior(x)
-        annealed = model.path(x, posterior)
+        posterior = model.posterior(Batch(x))
+        annealed = model.path(Batch(x), posterior)
         return annealed_importance_sampling(
             annealed,
             model.draw_posterior(posterior, 10, ROOT_SEED),

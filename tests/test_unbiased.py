@@ -12,6 +12,7 @@ from reference import LinearGaussian, iwae, within
 
 import tf_mcvae
 from tf_mcvae.kernels import MetropolisHastings, UncalibratedHamiltonian
+from tf_mcvae.models.batch import Batch
 from tf_mcvae.objectives.annealed import annealed_importance_sampling
 
 PPCA = LinearGaussian()
@@ -87,7 +88,7 @@ def test_mean_weight_is_the_evidence(case):
 def test_hamiltonian_weights_average_to_the_evidence(acceptance, persistence):
     """None: uncalibrated moves, weighted by their own log ratio."""
     model = make("VAE")
-    path = model.path(tf.constant(X), model.posterior(X))
+    path = model.path(Batch(tf.constant(X)), model.posterior(Batch(X)))
 
     def kernel_fn(index, results):
         temperature = tf.cast(index + 1, tf.float32) / 5.0
@@ -96,7 +97,7 @@ def test_hamiltonian_weights_average_to_the_evidence(acceptance, persistence):
 
     @tf.function
     def run():
-        start = model.draw_posterior(model.posterior(X), 20_000, tf.constant([1, 2]))
+        start = model.draw_posterior(model.posterior(Batch(X)), 20_000, tf.constant([1, 2]))
         return annealed_importance_sampling(path, start, kernel_fn, 4, tf.constant([3, 4]))
 
     assert within(np.exp(np.asarray(run().log_weights, np.float64) - LOG_EVIDENCE), 1.0)
@@ -145,7 +146,7 @@ def gradients_of_log_slope(model, seeds):
     @tf.function
     def gradient(seed):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(model.estimate(tf.constant(X), seed, training=True).loss)
+            loss = tf.reduce_mean(model.estimate(Batch(tf.constant(X)), seed, training=True).loss)
         return -tf.reduce_sum(tape.gradient(loss, kernel) * kernel)
 
     return np.array([gradient(tf.constant([9, s])).numpy() for s in seeds])

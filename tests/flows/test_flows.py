@@ -15,6 +15,7 @@ from reference import LinearGaussian, normal_log_prob, within
 import tf_mcvae
 from tf_mcvae import BNAF, IAF, VAE, FlowStack, FlowVAE, RealNVP
 from tf_mcvae.flows import get_flow
+from tf_mcvae.models.batch import Batch
 
 FLOWS = {
     "realnvp": lambda: RealNVP((8, 6)),
@@ -326,7 +327,7 @@ def test_log_weights_are_their_formula(flow):
     model = moved_model(flow)
     seed = tf.constant([4, 2])
     loc, scale = model.encode(X)
-    u = model.draw_posterior(model.posterior(X), 5, tf_mcvae.random.split(seed)[0])
+    u = model.draw_posterior(model.posterior(Batch(X)), 5, tf_mcvae.random.split(seed)[0])
     sign, log_det = np.linalg.slogdet(
         jacobian(model.flow, tf.reshape(u, [-1, 2])).reshape(5, 6, 2, 2)
     )
@@ -334,17 +335,17 @@ def test_log_weights_are_their_formula(flow):
     expected = PPCA.log_joint(X, z) + log_det - normal_log_prob(u, loc, scale)
     np.testing.assert_allclose(model.log_weights(X, seed, 5), expected, rtol=1e-4, atol=1e-4)
     assert np.all(sign == 1)
-    estimate = model.estimate(tf.constant(X), seed, training=False)
+    estimate = model.estimate(Batch(tf.constant(X)), seed, training=False)
     np.testing.assert_allclose(estimate.bound, expected[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(estimate.loss, -expected[0], rtol=1e-4, atol=1e-4)
 
 
 def test_path_is_in_the_base_space_and_samples_are_after_the_flow():
     model = moved_model("bnaf")
-    posterior = model.posterior(X)
+    posterior = model.posterior(Batch(X))
     u = model.draw_posterior(posterior, 5, tf.constant([4, 2]))
     z, log_det = model.flow.forward(u)
-    ends = model.path(tf.constant(X), posterior).endpoints(u)
+    ends = model.path(Batch(tf.constant(X)), posterior).endpoints(u)
     np.testing.assert_allclose(ends.log_q, posterior.log_prob(tf.identity(u)), rtol=1e-5)
     np.testing.assert_allclose(ends.log_p, model.log_joint(X, z) + log_det, rtol=1e-5)
     np.testing.assert_allclose(model.posterior_sample(X, 5, [4, 2]), z, rtol=1e-6)
@@ -365,8 +366,8 @@ def test_xla_trains_as_eager_does(make_flow):
 
     def gradients():
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(model.estimate(X, tf.constant([1, 2]), True).loss)
-            ends = model.path(X, model.posterior(X)).endpoints(tf.ones([3, 6, 2]))
+            loss = tf.reduce_mean(model.estimate(Batch(X), tf.constant([1, 2]), True).loss)
+            ends = model.path(Batch(X), model.posterior(Batch(X))).endpoints(tf.ones([3, 6, 2]))
             loss += tf.reduce_mean(ends.score(0.4) ** 2)
         return tape.gradient(loss, weights)
 

@@ -34,6 +34,7 @@ from tf_mcvae import (
     random,
 )
 from tf_mcvae.models.annealed import AnnealedVAE
+from tf_mcvae.models.batch import Batch
 
 SHAPE, LATENT_DIM, K = (4, 4, 1), 2, 2
 
@@ -80,14 +81,14 @@ class OwnNetwork(keras.Model):
 
 CASES = {
     "VAE": lambda: VAE(*dense()),
-    "VAE-gaussian": lambda: VAE(*dense(), "gaussian", num_samples=3),
-    "VAE-gaussian-learned": lambda: VAE(*dense(), Gaussian(0.7, learned=True)),
+    "VAE-gaussian": lambda: VAE(*dense(), likelihood="gaussian", num_samples=3),
+    "VAE-gaussian-learned": lambda: VAE(*dense(), likelihood=Gaussian(0.7, learned=True)),
     "IWAE": lambda: IWAE(*dense(), num_samples=3),
     "IWAE-stl": lambda: IWAE(*dense(), num_samples=3, gradient="stl"),
     "IWAE-dreg": lambda: IWAE(*dense(), num_samples=3, gradient="dreg"),
     "IWAE-functional": lambda: IWAE(*functional(), num_samples=3),
     "FlowVAE-realnvp": lambda: FlowVAE(*dense(), flow=RealNVP((4,)), num_flows=2),
-    "FlowVAE-iaf": lambda: FlowVAE(*dense(), "gaussian", IAF((4,)), num_samples=3),
+    "FlowVAE-iaf": lambda: FlowVAE(*dense(), likelihood="gaussian", flow=IAF((4,)), num_samples=3),
     "FlowVAE-bnaf": lambda: FlowVAE(*dense(), flow=BNAF((4, 4)), num_flows=3),
     "LMCVAE": lambda: LMCVAE(*dense(), num_transitions=K, num_samples=3),
     "LMCVAE-sigmoidal": lambda: LMCVAE(*dense(), num_transitions=K, schedule="sigmoidal"),
@@ -110,7 +111,7 @@ CASES = {
     ),
     "LMCVAE-vectors": lambda: LMCVAE(
         *sequential((5,)),
-        Gaussian(0.7, learned=True),
+        likelihood=Gaussian(0.7, learned=True),
         num_transitions=K,
         cloned_decoder=True,
         recompute=True,
@@ -443,7 +444,7 @@ def test_recomputed_activations_train_the_same(mode):
     for recompute in (False, True):
         options = {"num_transitions": 3, "num_samples": 2, "recompute": recompute}
         keras.utils.set_random_seed(0)
-        model = AMCVAE(*dense(), Gaussian(0.7, learned=True), step_size=0.1, **options)
+        model = AMCVAE(*dense(), likelihood=Gaussian(0.7, learned=True), step_size=0.1, **options)
         options = {"run_eagerly": True} if mode == "eager" else MODES[mode]
         model.compile(keras.optimizers.SGD(1e-3), **options)
         histories.append(fit(model, batch_size=8))
@@ -702,7 +703,7 @@ def test_learned_steps_are_trained():
     model = make("LMCVAE-learned")
     assert model.step_size.trainable_weights
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(model.estimate(tf.constant(X), random.as_seed(1), True).loss)
+        loss = tf.reduce_mean(model.estimate(Batch(tf.constant(X)), random.as_seed(1), True).loss)
     gradient = tape.gradient(loss, model.step_size.log_step_size.value)
     assert np.all(np.abs(gradient) > 0)
     before = model.step_size.values().numpy()
@@ -734,7 +735,8 @@ def test_skip_threshold_undoes_moves(trained):
     other.set_weights(model.get_weights())
     stayed = [
         np.mean(
-            m.posterior_sample(X, 4, 1) == m.run_transitions(X, random.as_seed(1), 4).initial_state
+            m.posterior_sample(X, 4, 1)
+            == m.run_transitions(Batch(X), random.as_seed(1), 4).initial_state
         )
         for m in (model, other)
     ]
@@ -802,7 +804,7 @@ def test_without_clone_there_is_one_decoder():
 def test_posterior_samples_are_moved_by_the_transitions(case, trained):
     model = trained(case)[0]
     seed = random.as_seed(1)
-    run = model.run_transitions(tf.constant(X), seed, 4)
+    run = model.run_transitions(Batch(tf.constant(X)), seed, 4)
     np.testing.assert_allclose(model.posterior_sample(X, 4, seed), run.state)
     moved = np.any(run.state != run.initial_state, axis=-1)
     assert np.mean(moved) > 0.8
@@ -920,8 +922,8 @@ BAD_CALLS = {
     "skip": (lambda: annealed(skip_threshold=1.5), ValueError, "probability"),
     "acceptance": (lambda: AMCVAE(*dense(), acceptance="magic"), ValueError, "`acceptance`"),
     "gradient": (lambda: IWAE(*dense(), gradient="magic"), ValueError, "`gradient`"),
-    "likelihood": (lambda: VAE(*dense(), "poisson"), ValueError, "likelihood"),
-    "no likelihood": (lambda: VAE(*dense(), None), TypeError, "likelihood"),
+    "likelihood": (lambda: VAE(*dense(), likelihood="poisson"), ValueError, "likelihood"),
+    "no likelihood": (lambda: VAE(*dense(), likelihood=None), TypeError, "likelihood"),
     "S=0": (lambda: VAE(*dense(), num_samples=0), ValueError, "num_samples"),
     "seed": (lambda: VAE(*dense(), seed=0.5), TypeError, "`seed`"),
     "no encoder": (lambda: VAE(None, dense()[1]), TypeError, "`encoder` must be a Keras model"),

@@ -11,6 +11,7 @@ from reference import LinearGaussian
 
 import tf_mcvae
 from tf_mcvae import kernels, random
+from tf_mcvae.models.batch import Batch
 from tf_mcvae.objectives.annealed import annealed_importance_sampling
 
 PPCA = LinearGaussian()
@@ -32,8 +33,8 @@ ALL = {**CALIBRATED, "ULA": lambda path, b: kernels.UnadjustedLangevin(path, STE
 
 def anneal(make_kernel, num_samples=6, model=MODEL, seed=SEED, **kwargs):
     """Runs the loop from the encoder along `TEMPERATURES`."""
-    posterior = model.posterior(tf.constant(X))
-    path = model.path(tf.constant(X), posterior)
+    posterior = model.posterior(Batch(tf.constant(X)))
+    path = model.path(Batch(tf.constant(X)), posterior)
     temperatures = tf.constant(TEMPERATURES)
     start_seed, chain_seed = random.split(seed)
     return annealed_importance_sampling(
@@ -116,7 +117,7 @@ def test_traces():
 
 
 def test_a_kernel_may_follow_the_results_before():
-    path = MODEL.path(tf.constant(X), MODEL.posterior(X))
+    path = MODEL.path(Batch(tf.constant(X)), MODEL.posterior(X))
 
     def kernel_fn(index, results):
         step = 0.01 if results is None else 2.0 * results.step_size

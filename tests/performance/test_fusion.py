@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_mcvae
 from tf_mcvae.layers.activations import gelu
 from tf_mcvae.models import annealed
+from tf_mcvae.models.batch import Batch
 from tf_mcvae.performance import cores
 from tf_mcvae.performance.fusion import fusing, fusing_graph
 from tf_mcvae.performance.upsampling import nearest_resize, upsampled_conv
@@ -71,7 +72,7 @@ def test_gradients_of_the_whole_model_are_those_of_the_plain_graph():
 
     def gradients(x):
         with tf.GradientTape() as tape:
-            loss = model.estimate(x, seed, training=True).loss
+            loss = model.estimate(Batch(x), seed, training=True).loss
         return [loss, *tape.gradient(loss, variables)]
 
     x = np.random.default_rng(0).integers(0, 2, [7, *SHAPE]).astype(np.float32)

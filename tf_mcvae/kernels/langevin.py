@@ -24,15 +24,17 @@ class Place(NamedTuple):
         state: `[S, B, D]`.
         endpoints: Log-densities and scores at the state.
         inverse_temperature: Scalar `b`.
+        step_size: `e`, a scalar or `[D]`.
         index: Number k = 0, ..., K - 1 of the transition, a scalar.
-        features: What is known of the examples, `[B, F]`, or None.
+        features: What is known of the examples, a structure of tensors `[B, ...]`, or None.
     """
 
     state: tf.Tensor
     endpoints: Endpoints
     inverse_temperature: tf.Tensor | float
+    step_size: tf.Tensor
     index: tf.Tensor | int
-    features: tf.Tensor | None
+    features: Any
 
     @property
     def score(self) -> tf.Tensor:
@@ -79,7 +81,7 @@ class UnadjustedLangevin(AnnealedKernel):
             the diagnostic `"drift_error"` is `|d - s_b|^2`, `[S, B]`.
         backward_drift: The drift of the step that leads back; None for the forward one.
         index: Number of the transition, which is handed to the drifts.
-        features: What is known of the examples, `[B, F]`, likewise.
+        features: What is known of the examples, a structure of tensors `[B, ...]`, likewise.
         skip_threshold: A proposal whose Metropolis-Hastings probability is at most this is undone:
             the state stays and the log ratio is 0. **Biased**: with a threshold above 0 the weights
             no longer average to the evidence. None of this library's evaluations uses it.
@@ -97,7 +99,7 @@ class UnadjustedLangevin(AnnealedKernel):
         forward_drift: DriftFn = score_drift,
         backward_drift: DriftFn | None = None,
         index: tf.Tensor | int = 0,
-        features: tf.Tensor | None = None,
+        features: Any = None,
         skip_threshold: float = 0.0,
     ) -> None:
         super().__init__(target_log_prob_fn, step_size, inverse_temperature)
@@ -118,9 +120,8 @@ class UnadjustedLangevin(AnnealedKernel):
         """Makes the Euler step."""
         origin = self._place(state, previous.endpoints)
         noise = tf.cast(random.normal(random.shape_of(state), seed), state.dtype)
-        drift, step = self.forward_drift(origin), tf.cast(self.step_size, state.dtype)
-        scale = _scale(drift, step)
-        new_state = state + step * drift.value + scale * noise
+        drift, step = self.forward_drift(origin), origin.step_size
+        new_state = state + step * drift.value + _scale(drift, step) * noise
         end = self._place(new_state, self.path.endpoints(new_state))
         own = self._log_ratio(origin, end, drift, self.forward_drift(end), noise)
         proposal = Proposal(
@@ -138,13 +139,14 @@ class UnadjustedLangevin(AnnealedKernel):
         return {"drift_error": tf.zeros_like(endpoints.log_p)}
 
     def _place(self, state: tf.Tensor, endpoints: Endpoints) -> Place:
-        return Place(state, endpoints, self.inverse_temperature, self.index, self.features)
+        step = tf.cast(self.step_size, state.dtype)
+        return Place(state, endpoints, self.inverse_temperature, step, self.index, self.features)
 
     def _log_ratio(
         self, origin: Place, end: Place, there: Drift, back: Drift, noise: tf.Tensor
     ) -> tf.Tensor:
         """Returns `log N(z; z' + e d~, V~) - log N(z'; z + e d, V)`, `[S, B]`."""
-        step, like = tf.cast(self.step_size, noise.dtype), end.endpoints.log_p
+        step, like = origin.step_size, end.endpoints.log_p
         if there.log_variance is None and back.log_variance is None:
             # xi~ = -(xi + way); the difference of the squares, written so that nothing cancels and
             # a step of 0 gives 0.

@@ -2,6 +2,7 @@
 
 from tf_mcvae.layers.likelihoods import Bernoulli, Gaussian, Likelihood
 from tf_mcvae.layers.networks import Decoder, Encoder
+from tf_mcvae.layers.priors import Prior, StandardNormal
 from tf_mcvae.layers.schedules import LearnedSchedule, LinearSchedule, Schedule, SigmoidalSchedule
 from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse
@@ -16,7 +17,9 @@ __all__ = [
     "LearnedSchedule",
     "Likelihood",
     "LinearSchedule",
+    "Prior",
     "Schedule",
     "SigmoidalSchedule",
+    "StandardNormal",
     "StepSize",
 ]

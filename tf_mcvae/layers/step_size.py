@@ -101,6 +101,11 @@ class StepSize(keras.layers.Layer):
         )
         setattr(self, name, weight)
 
+    @property
+    def is_adapted(self) -> bool:
+        """Whether `update` changes the step sizes."""
+        return self.rule in ADAPTED
+
     def values(self) -> tf.Tensor:
         """Returns the step sizes, `[K]` or `[K, D]`."""
         if self.rule == "learned":

@@ -1,13 +1,20 @@
 """A-MCVAE: Metropolis-adjusted Langevin transitions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tf_mcvae import random
 from tf_mcvae.kernels import MetropolisAdjustedLangevin
-from tf_mcvae.models.annealed import AnnealedVAE, Transition
-from tf_mcvae.models.base import Estimate
+from tf_mcvae.kernels.metropolis import Acceptance, check_acceptance
+from tf_mcvae.layers.schedules import Schedule
+from tf_mcvae.layers.step_size import StepSize
+from tf_mcvae.models.annealed import AnnealedVAE, ScheduleName, Transition
+from tf_mcvae.models.base import LikelihoodLike
+from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.training import Estimate
 from tf_mcvae.objectives.bounds import elbo, score_function_loss
 
 
@@ -28,16 +35,19 @@ class AMCVAE(AnnealedVAE):
         decoder: Maps `z [B, D]` to the likelihood's parameters; run in inference mode.
         likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
         num_transitions: K.
-        num_samples: S; with 1 the score-function term has no baseline, and much variance.
+        num_samples: S; with 1 the score-function term has no baseline, and a large variance.
         schedule: `"linear"`, `"sigmoidal"`, `"all_learnable"`, or a `Schedule` layer.
         step_size: A fixed step size, or a `StepSize` layer for learned or adapted ones.
         cloned_decoder: Whether the transitions use a separately trained copy of the decoder.
-        recompute: Whether the backward pass computes the decoder's activations again, for less
-            memory at large K.
+        recompute: Whether the backward pass computes the decoder's activations again rather than
+            keep them: less memory at large K, for longer training steps.
         acceptance: `"metropolis"` or `"barker"`.
         alpha_annealing: Whether the score-function term is warmed up: in epoch n of `fit` (from 0)
             it is multiplied by `min(1, 0.1 n)`.
         seed: Integer from which all random numbers are drawn.
+        name: Name of the model.
+        trainable: Whether the weights are trained.
+        dtype: Data type or policy of the computations, as in Keras.
 
     Reference:
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
@@ -45,24 +55,42 @@ class AMCVAE(AnnealedVAE):
 
     def __init__(
         self,
-        encoder: keras.Model,
-        decoder: keras.Model,
-        likelihood: Any = "bernoulli",
+        encoder: keras.Layer,
+        decoder: keras.Layer,
+        *,
+        likelihood: LikelihoodLike = "bernoulli",
         num_transitions: int = 5,
         num_samples: int = 5,
-        *args: Any,
-        acceptance: str = "metropolis",
+        schedule: ScheduleName | Schedule = "linear",
+        step_size: float | Sequence[Any] | StepSize = 0.01,
+        cloned_decoder: bool = False,
+        recompute: bool = False,
+        acceptance: Acceptance = "metropolis",
         alpha_annealing: bool = False,
-        **kwargs: Any,
+        seed: int = 0,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: Any = None,
     ) -> None:
+        check_acceptance(acceptance)
         super().__init__(
-            encoder, decoder, likelihood, num_transitions, num_samples, *args, **kwargs
+            encoder,
+            decoder,
+            likelihood=likelihood,
+            num_transitions=num_transitions,
+            num_samples=num_samples,
+            schedule=schedule,
+            step_size=step_size,
+            cloned_decoder=cloned_decoder,
+            recompute=recompute,
+            seed=seed,
+            name=name,
+            trainable=trainable,
+            dtype=dtype,
         )
         self.acceptance = acceptance
         self.alpha_annealing = alpha_annealing
-        self.epoch = self._counter("epoch")
-        # An unknown acceptance is refused here rather than in the first step of training.
-        MetropolisAdjustedLangevin(tf.zeros_like, 0.0, acceptance=acceptance)
+        self.epoch = self.add_counter("epoch")
 
     def make_kernel(self, transition: Transition) -> MetropolisAdjustedLangevin:
         """Makes a Metropolis-adjusted Langevin kernel."""
@@ -70,13 +98,13 @@ class AMCVAE(AnnealedVAE):
             transition.path, transition.step_size, transition.inverse_temperature, self.acceptance
         )
 
-    def bound(self, x: Any, seed: Any = None, num_samples: int | None = None) -> tf.Tensor:
-        """Returns the bound that is trained, `mean_s log w_s`, `[B]`, in nats; see the base."""
-        return elbo(self.log_weights(x, seed, num_samples))
+    def bound_of(self, log_weights: tf.Tensor) -> tf.Tensor:
+        """Returns the bound that is trained, `mean_s log w_s`, `[B]`, from log weights `[S, B]`."""
+        return elbo(log_weights)
 
-    def estimate(self, x: tf.Tensor, seed: tf.Tensor, training: bool) -> Estimate:
+    def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
         """Evaluates the bound and its surrogate loss on a batch."""
-        run = self.run_transitions(x, seed, self.num_samples, training)
+        run = self.run_transitions(batch, seed, self.num_samples, training)
         bound, metrics = elbo(run.log_weights), self.transition_metrics(run.trace)
         if not training:
             return Estimate(-bound, bound, metrics)

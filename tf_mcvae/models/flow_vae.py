@@ -1,15 +1,19 @@
 """VAE whose posterior is a normalising flow of the encoder's Gaussian."""
 
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.flows import FlowStack
-from tf_mcvae.kernels.path import AnnealedPath
-from tf_mcvae.models.base import Estimate, MonteCarloVAE
+from tf_mcvae.flows import Flow, FlowStack
+from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
+from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.generative import LogProbFn
+from tf_mcvae.models.training import Estimate
 from tf_mcvae.objectives.bounds import elbo
+
+FlowName = Literal["realnvp", "iaf", "bnaf"]
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
@@ -32,6 +36,9 @@ class FlowVAE(MonteCarloVAE):
         num_flows: Number of flows. A single `"realnvp"` leaves half of the dimensions as they are.
         num_samples: S.
         seed: Integer from which all random numbers are drawn.
+        name: Name of the model.
+        trainable: Whether the weights are trained.
+        dtype: Data type or policy of the computations, as in Keras.
 
     Example:
         >>> import numpy as np, tf_mcvae
@@ -52,74 +59,61 @@ class FlowVAE(MonteCarloVAE):
 
     def __init__(
         self,
-        encoder: keras.Model,
-        decoder: keras.Model,
-        likelihood: Any = "bernoulli",
-        flow: Any = "realnvp",
+        encoder: keras.Layer,
+        decoder: keras.Layer,
+        *,
+        likelihood: LikelihoodLike = "bernoulli",
+        flow: FlowName | Flow = "realnvp",
         num_flows: int = 1,
         num_samples: int = 1,
         seed: int = 0,
-        **kwargs: Any,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: Any = None,
     ) -> None:
-        super().__init__(encoder, decoder, likelihood, num_samples, seed, **kwargs)
+        super().__init__(
+            encoder,
+            decoder,
+            likelihood=likelihood,
+            num_samples=num_samples,
+            seed=seed,
+            name=name,
+            trainable=trainable,
+            dtype=dtype,
+        )
         self.flow = FlowStack(flow, num_flows)
 
-    def build(self, input_shape: tuple[Any, ...]) -> None:
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Builds networks and flow for inputs of shape `[B, ...]`."""
         super().build(input_shape)
         if not self.flow.built:
             self.flow.build((None, self.latent_dim))
 
-    def path(
-        self,
-        x: tf.Tensor,
-        posterior: Any,
-        decoder: keras.Model | None = None,
-        training: bool = False,
-    ) -> AnnealedPath:
-        """Returns the path from `q(u|x)` to `p(x, T(u)) |det T'(u)|`, for states `u [S, B, D]`."""
+    def to_latents(self, state: tf.Tensor) -> tf.Tensor:
+        """Returns `z = T(u)`, `[..., D]`."""
+        return self.flow.forward(state)[0]
 
-        def target_log_prob(u: tf.Tensor) -> tf.Tensor:
+    def to_states(self, z: tf.Tensor) -> tf.Tensor:
+        """Returns the u with `T(u) = z`, `[..., D]`; see the base class."""
+        return self.flow.inverse(z)
+
+    def state_density(self, log_joint: LogProbFn) -> LogProbFn:
+        """Returns `log p(x, T(u)) + log |det T'(u)|` as a function of u."""
+
+        def log_prob(u: tf.Tensor) -> tf.Tensor:
             z, log_det = self.flow.forward(u)
-            return self.log_joint(x, z, decoder, training) + log_det
+            return log_joint(z) + log_det
 
-        return AnnealedPath(posterior.log_prob, target_log_prob)
+        return log_prob
 
-    def estimate(self, x: tf.Tensor, seed: tf.Tensor, training: bool) -> Estimate:
+    def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
         """Evaluates the ELBO on a batch."""
-        bound = elbo(self._weigh(x, seed, self.num_samples, training))
+        bound = elbo(self.weigh(batch, seed, self.num_samples, training))
         return Estimate(-bound, bound, {})
 
-    def _weigh(
-        self, x: tf.Tensor, seed: tf.Tensor, num_samples: int, training: bool = False
-    ) -> tf.Tensor:
-        posterior = self.posterior(x, training)
-        # The same draws as those of the models without flow.
-        u = self.draw_posterior(posterior, num_samples, random.split(seed)[0])
-        path = self.path(x, posterior, training=training)
-        return path.target_log_prob_fn(u) - path.base_log_prob_fn(u)
-
-    def log_weights(self, x: Any, seed: Any = None, num_samples: int | None = None) -> tf.Tensor:
-        """Returns `log p(x, T(u)) + log |det T'(u)| - log q(u|x)` for `u ~ q(u|x)`, `[S, B]`.
-
-        See the base class.
-        """
-        x = self._checked(x)
-        seed = self._seed_or_next(seed, x.shape[0])
-        return self._weigh(x, seed, self._count_or_own(num_samples))
-
-    def bound(self, x: Any, seed: Any = None, num_samples: int | None = None) -> tf.Tensor:
-        """Returns the ELBO estimate `mean_s log w_s`, `[B]`, in nats."""
-        return elbo(self.log_weights(x, seed, num_samples))
-
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns reconstructions, `[B, ...]`: the mean of `p(x|T(loc))`."""
-        z, _ = self.flow.forward(self.posterior(x, training).mean())
-        return self.likelihood.mean(self.likelihood_parameters(z, training=training))
-
-    def posterior_sample(self, x: Any, num_samples: int = 1, seed: Any = None) -> tf.Tensor:
-        """Draws `z = T(u)` for `u ~ q(u|x)`, `[num_samples, B, D]`; see the base class."""
-        return self.flow.forward(super().posterior_sample(x, num_samples, seed))[0]
+    def bound_of(self, log_weights: tf.Tensor) -> tf.Tensor:
+        """Returns the ELBO estimate `mean_s log w_s`, `[B]`, from log weights `[S, B]`."""
+        return elbo(log_weights)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -1,22 +1,40 @@
 """L-MCVAE: unadjusted Langevin transitions."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_mcvae import random
 from tf_mcvae.kernels import Drift, Place, UnadjustedLangevin, score_drift
+from tf_mcvae.layers.schedules import Schedule
+from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse
-from tf_mcvae.models.annealed import AnnealedVAE, Transition
-from tf_mcvae.models.base import Estimate
+from tf_mcvae.models.annealed import AnnealedVAE, ScheduleName, Transition
+from tf_mcvae.models.base import LikelihoodLike
+from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.training import Estimate
 from tf_mcvae.objectives.bounds import iwae
+
+
+class Features(NamedTuple):
+    """What learned drifts and reverse kernels know of the examples.
+
+    Attributes:
+        x: `[B, ...]`.
+        loc: The encoder's location, `[B, D]`.
+    """
+
+    x: tf.Tensor
+    loc: tf.Tensor
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class LMCVAE(AnnealedVAE):
-    """Langevin Monte Carlo VAE: sequential importance sampling with unadjusted Langevin moves.
+    """Langevin Monte Carlo VAE: sequential importance sampling with unadjusted Langevin transitions.
 
     With transitions `z_k = z_{k-1} + e_k s_{b_k}(z_{k-1}) + sqrt(2 e_k) xi_k` and the noise `xi~_k`
     that would lead back,
@@ -35,16 +53,19 @@ class LMCVAE(AnnealedVAE):
         schedule: `"linear"`, `"sigmoidal"`, `"all_learnable"`, or a `Schedule` layer.
         step_size: A fixed step size, or a `StepSize` layer for learned or adapted ones.
         cloned_decoder: Whether the transitions use a separately trained copy of the decoder.
-        recompute: Whether the backward pass computes the decoder's activations again, for less
-            memory at large K.
-        skip_threshold: Moves whose Metropolis-Hastings probability is at most this are undone.
+        recompute: Whether the backward pass computes the decoder's activations again rather than
+            keep them: less memory at large K, for longer training steps.
+        skip_threshold: Proposals whose Metropolis-Hastings probability is at most this are undone.
             **Biased**: above 0 the weights no longer average to `p(x)`.
-        learned_drift: Whether networks give the drifts in the place of the scores, both ways; or a
+        learned_drift: Whether networks give the drifts in place of the scores, both ways; or a
             `LearnedDrift` layer. The loss then has the drift-matching term
             `sum_k |drift_k - score_{b_k}|^2` beside the bound, which stays a bound.
-        learned_reverse: Whether networks give the kernels that lead backwards; or a
+        learned_reverse: Whether networks give the kernels that run backwards; or a
             `LearnedReverse` layer.
         seed: Integer from which all random numbers are drawn.
+        name: Name of the model.
+        trainable: Whether the weights are trained.
+        dtype: Data type or policy of the computations, as in Keras.
 
     Example:
         >>> import numpy as np, tf_mcvae
@@ -65,34 +86,58 @@ class LMCVAE(AnnealedVAE):
 
     def __init__(
         self,
-        *args: Any,
+        encoder: keras.Layer,
+        decoder: keras.Layer,
+        *,
+        likelihood: LikelihoodLike = "bernoulli",
+        num_transitions: int = 5,
+        num_samples: int = 1,
+        schedule: ScheduleName | Schedule = "linear",
+        step_size: float | Sequence[Any] | StepSize = 0.01,
+        cloned_decoder: bool = False,
+        recompute: bool = False,
         skip_threshold: float = 0.0,
-        learned_drift: Any = False,
-        learned_reverse: Any = False,
-        **kwargs: Any,
+        learned_drift: bool | LearnedDrift = False,
+        learned_reverse: bool | LearnedReverse = False,
+        seed: int = 0,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: Any = None,
     ) -> None:
         if not 0.0 <= skip_threshold < 1.0:
             raise ValueError(
                 "`skip_threshold` is a probability, at least 0 and below 1. "
                 f"Received: skip_threshold={skip_threshold!r}"
             )
-        drift = _layer_or_none("learned_drift", learned_drift, LearnedDrift)
-        reverse = _layer_or_none("learned_reverse", learned_reverse, LearnedReverse)
-        self._learns_drift = drift is not None  # The base asks for the metrics' names.
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            encoder,
+            decoder,
+            likelihood=likelihood,
+            num_transitions=num_transitions,
+            num_samples=num_samples,
+            schedule=schedule,
+            step_size=step_size,
+            cloned_decoder=cloned_decoder,
+            recompute=recompute,
+            seed=seed,
+            name=name,
+            trainable=trainable,
+            dtype=dtype,
+        )
         self.skip_threshold = skip_threshold
-        self.drift, self.reverse_kernel = drift, reverse
-        if reverse is not None and not np.all(self.step_size.initial > 0):
+        self.drift = _layer_or_none("learned_drift", learned_drift, LearnedDrift)
+        self.reverse_kernel = _layer_or_none("learned_reverse", learned_reverse, LearnedReverse)
+        if self.reverse_kernel is not None and not np.all(self.step_size.initial > 0):
             raise ValueError(
-                "A learned reverse kernel needs step sizes above 0, as the density of the move "
-                f"enters the weight. Received: {self.step_size.initial!r}"
+                "A learned reverse kernel needs step sizes above 0, as the density of the "
+                f"transition enters the weight. Received: {self.step_size.initial!r}"
             )
 
     def metric_names(self) -> tuple[str, ...]:
         """With a learned drift, its squared distance from the score too."""
-        return (*super().metric_names(), *(("drift_error",) if self._learns_drift else ()))
+        return (*super().metric_names(), *(() if self.drift is None else ("drift_error",)))
 
-    def build(self, input_shape: tuple[Any, ...]) -> None:
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Builds networks, schedule, step sizes, drifts and reverse kernels."""
         super().build(input_shape)
         if self.drift is not None and not self.drift.built:
@@ -105,29 +150,27 @@ class LMCVAE(AnnealedVAE):
 
     def make_kernel(self, transition: Transition) -> UnadjustedLangevin:
         """Makes an unadjusted Langevin kernel."""
-        drift, reverse = self.drift, self.reverse_kernel
-
-        def learned_drift(place: Place) -> Drift:
-            return Drift(drift(place.state, transition.x, place.index))
-
-        def learned_reverse(place: Place) -> Drift:
-            loc = transition.posterior.mean()
-            shift, log_variance = reverse(place.state, loc, place.index)
-            return Drift(shift / transition.step_size, log_variance)
-
         return UnadjustedLangevin(
             transition.path,
             transition.step_size,
             transition.inverse_temperature,
-            forward_drift=score_drift if drift is None else learned_drift,
-            backward_drift=None if reverse is None else learned_reverse,
+            forward_drift=score_drift if self.drift is None else self._learned_drift,
+            backward_drift=None if self.reverse_kernel is None else self._learned_reverse,
             index=transition.index,
+            features=Features(transition.batch.x, transition.posterior.mean()),
             skip_threshold=self.skip_threshold,
         )
 
-    def estimate(self, x: tf.Tensor, seed: tf.Tensor, training: bool) -> Estimate:
+    def _learned_drift(self, place: Place) -> Drift:
+        return Drift(self.drift(place.state, place.features.x, place.index))
+
+    def _learned_reverse(self, place: Place) -> Drift:
+        shift, log_variance = self.reverse_kernel(place.state, place.features.loc, place.index)
+        return Drift(shift / place.step_size, log_variance)
+
+    def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
         """Evaluates the bound, and the drift-matching loss if there is one, on a batch."""
-        run = self.run_transitions(x, seed, self.num_samples, training)
+        run = self.run_transitions(batch, seed, self.num_samples, training)
         bound, metrics = iwae(run.log_weights), self.transition_metrics(run.trace)
         if self.drift is None:
             return Estimate(-bound, bound, metrics, run.trace)
@@ -148,7 +191,7 @@ class LMCVAE(AnnealedVAE):
         }
 
 
-def _layer_or_none(name: str, given: Any, layer: type[keras.layers.Layer]) -> Any:
+def _layer_or_none(name: str, given: bool | keras.Layer, layer: type[keras.Layer]) -> Any:
     """Returns the layer given, a new one for True, None for False."""
     if isinstance(given, layer):
         return given

@@ -4,8 +4,6 @@ Every function is pure. A *bound* returns the number; a *loss* returns what to m
 gradient is the estimator of minus the bound's gradient, and whose value may be something else.
 """
 
-import math
-
 import tensorflow as tf
 
 
@@ -94,21 +92,3 @@ def score_function_loss(
     advantage = tf.stop_gradient(log_weights - baseline)
     score_term = tf.reduce_mean(advantage * log_choice_probs, axis=0)
     return -elbo(log_weights) - coefficient * score_term
-
-
-def gaussian_kl(loc: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-    """Returns `KL(N(loc, diag(scale^2)) || N(0, I))`, `[B]`, in nats."""
-    return tf.reduce_sum(gaussian_kl_elements(loc, scale), axis=-1)
-
-
-def gaussian_kl_elements(loc: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-    """Returns `KL(N(loc, scale^2) || N(0, 1))` of each dimension, `[B, D]`, in nats."""
-    return 0.5 * (tf.square(loc) + tf.square(scale) - 1.0 - 2.0 * tf.math.log(scale))
-
-
-LOG_2PI = math.log(2.0 * math.pi)
-
-
-def standard_normal_log_prob(state: tf.Tensor) -> tf.Tensor:
-    """Returns `log N(z; 0, I)` with its constant; the last axis is summed."""
-    return -0.5 * tf.reduce_sum(tf.square(state) + LOG_2PI, axis=-1)

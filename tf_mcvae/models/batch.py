@@ -1,0 +1,26 @@
+"""What the models know of the examples of one step."""
+
+from typing import Any, NamedTuple, Self
+
+import keras
+import tensorflow as tf
+
+
+class Batch(NamedTuple):
+    """The examples of one step.
+
+    It is made in one place from what Keras hands over; everything inside takes a batch.
+
+    Attributes:
+        x: `[B, ...]`.
+        weight: Weights of the examples in the loss, `[B]`; None for equal ones.
+    """
+
+    x: tf.Tensor
+    weight: tf.Tensor | None = None
+
+    @classmethod
+    def of(cls, data: Any) -> Self:
+        """Returns the batch of `x`, `(x, y)` or `(x, y, sample_weight)`; `y` is ignored."""
+        x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
+        return cls(x, weight)

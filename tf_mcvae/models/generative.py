@@ -1,0 +1,87 @@
+"""The generative model `p(z) p(x|z)`: prior, decoder and likelihood in one object."""
+
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+
+from tf_mcvae import random
+from tf_mcvae.kernels import AnnealedPath
+from tf_mcvae.layers.likelihoods import Likelihood
+from tf_mcvae.layers.priors import Prior
+from tf_mcvae.models.batch import Batch
+
+LogProbFn = Callable[[tf.Tensor], tf.Tensor]
+
+
+class GenerativeModel:
+    """The joint density `p(x, z) = p(z) p(x|z)`.
+
+    Args:
+        prior: `p(z)`.
+        decoder: Maps `z [N, D]` to the likelihood's parameters, `[N, ...]`.
+        likelihood: `p(x|z)`, from these parameters.
+    """
+
+    def __init__(self, prior: Prior, decoder: keras.Layer, likelihood: Likelihood) -> None:
+        self.prior = prior
+        self.decoder = decoder
+        self.likelihood = likelihood
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """The variables that training changes."""
+        layers = (self.decoder, self.likelihood, self.prior)
+        return [variable for layer in layers for variable in layer.trainable_variables]
+
+    def parameters(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Runs the decoder on `z [..., D]`; leading axes are folded into the batch and back."""
+        shape = random.shape_of(z)
+        output = self.decoder(tf.reshape(z, [-1, shape[-1]]), training=training)
+        output = tf.cast(output, tf.float32)
+        return tf.reshape(output, shape[:-1] + random.shape_of(output)[1:])
+
+    def mean(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns the mean of `p(x|z)`, `[..., *event]`, for latents `[..., D]`."""
+        return self.likelihood.mean(self.parameters(z, training))
+
+    def log_likelihood(self, batch: Batch, z: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns `log p(x|z)` in nats, `[S, B]`, for `z [S, B, D]`."""
+        return self.likelihood.log_prob(self.parameters(z, training), batch.x)
+
+    def bind(self, batch: Batch, training: bool = False) -> LogProbFn:
+        """Returns `log p(x, z)` as a function of z, from `[S, B, D]` to `[S, B]`, in nats.
+
+        Called once a step: what does not depend on z is computed here, not at every transition.
+
+        Args:
+            batch: The examples.
+            training: Whether the decoder runs in training mode.
+        """
+        log_prior = self.prior.bind()
+        return lambda z: log_prior(z) + self.log_likelihood(batch, z, training)
+
+    def sample(
+        self, num_samples: int, latent_dim: int, seed: random.Seed, event_ndims: int
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Draws `x [num_samples, *event]` and the latents that they come from, `[..., D]`."""
+        latent_seed, x_seed = random.split(seed)
+        z = self.prior.sample([1, num_samples, latent_dim], latent_seed)
+        x = self.likelihood.sample(self.parameters(z), x_seed, event_ndims=event_ndims)
+        return x[0], z[0]
+
+
+def recomputing(path: AnnealedPath, variables: Sequence[keras.Variable]) -> AnnealedPath:
+    """Returns a path whose target is computed again in the backward pass.
+
+    Args:
+        path: A path.
+        variables: All variables with a gradient that its target depends on.
+    """
+
+    def target_log_prob(state: tf.Tensor, *values: tf.Tensor) -> tf.Tensor:
+        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+            return path.target_log_prob_fn(state)
+
+    values = [tf.convert_to_tensor(variable.value) for variable in variables]
+    return AnnealedPath(path.base_log_prob_fn, target_log_prob, values)

@@ -1,0 +1,32 @@
+"""The encoder's approximate posterior `q(z|x) = N(loc(x), diag(scale(x)^2))`."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+tfd = tfp.distributions
+
+
+def latent_dim_of(encoder: keras.Layer, input_shape: tuple[int | None, ...]) -> int:
+    """Builds an encoder for inputs `[B, ...]`, and returns D of its output `[B, 2 D]`."""
+    code = encoder(keras.KerasTensor(input_shape, dtype="float32"))
+    shape = tuple(getattr(code, "shape", ()))
+    if len(shape) != 2 or shape[-1] is None or shape[-1] % 2:
+        raise ValueError(
+            "The encoder must return a tensor [B, 2 * latent_dim], location and log variance. "
+            f"Received: encoder output {code}"
+        )
+    return int(shape[-1]) // 2
+
+
+def loc_and_scale(code: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns location and scale of `q(z|x)`, `[B, D]`, from an encoder's output `[B, 2 D]`."""
+    loc, log_variance = tf.split(tf.cast(code, tf.float32), 2, axis=-1)
+    return loc, tf.exp(0.5 * log_variance)
+
+
+def diagonal_normal(loc: tf.Tensor, scale: tf.Tensor) -> Any:
+    """Returns `N(loc, diag(scale^2))` over the last axis, a `tfd.Distribution`."""
+    return tfd.Independent(tfd.Normal(loc, scale), 1)

@@ -1,0 +1,74 @@
+"""What is kept of each transition, for losses, metrics and step-size rules."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tf_mcvae.distribute.replicas import all_sum, pooled_mean
+from tf_mcvae.kernels import TransitionResults
+
+
+class TransitionStatistics(NamedTuple):
+    """What is kept of each transition.
+
+    Attributes:
+        is_accepted: `[K, S, B]`.
+        log_choice_prob: `[K, S, B]`.
+        score_mean: Mean over S and B of the score before the transition, `[K, D]`.
+        score_std: Its standard deviation over S and B, `[K, D]`.
+        drift_error: `[K, S, B]`; 0 where the drift is the score.
+    """
+
+    is_accepted: tf.Tensor
+    log_choice_prob: tf.Tensor
+    score_mean: tf.Tensor
+    score_std: tf.Tensor
+    drift_error: tf.Tensor
+
+    @property
+    def acceptance(self) -> tf.Tensor:
+        """Mean acceptance of each transition, `[K]`."""
+        return tf.reduce_mean(tf.cast(self.is_accepted, tf.float32), axis=[1, 2])
+
+    @property
+    def count(self) -> tf.Tensor:
+        """Number of states that a transition starts from, `S B`, `float32`."""
+        return tf.cast(tf.size(self.is_accepted[0]), tf.float32)
+
+    def scatter(self, mean: tf.Tensor) -> tf.Tensor:
+        """Sum of the score's squared distances from `mean [K, D]`, `[K, D]`; 0 of no states."""
+        around_own = tf.math.multiply_no_nan(
+            tf.square(self.score_std), tf.nn.relu(self.count - 1.0)
+        )
+        return around_own + tf.math.multiply_no_nan(tf.square(self.score_mean - mean), self.count)
+
+
+def trace_statistics(state: tf.Tensor, results: TransitionResults) -> TransitionStatistics:
+    """Traces what the losses, the metrics and the step-size rules need of a transition."""
+    del state
+    score = tf.stop_gradient(results.diagnostics["score"])
+    count = tf.cast(tf.size(results.log_ratio), score.dtype)
+    mean = tf.reduce_mean(score, axis=[0, 1])
+    variance = tf.reduce_sum(tf.square(score - mean), axis=[0, 1]) / (count - 1.0)
+    error = results.diagnostics.get("drift_error", tf.zeros_like(results.log_ratio))
+    return TransitionStatistics(
+        results.is_accepted, results.log_choice_prob, mean, tf.sqrt(variance), error
+    )
+
+
+def pool_statistics(parts: Sequence[TransitionStatistics]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns acceptance and spread of the score over the whole batch, `[K]` and `[K, D]`.
+
+    Args:
+        parts: The statistics of the batch's parts; on several replicas of the replica's, and the
+            results are those of all replicas.
+    """
+    if len(parts) == 1 and not tf.distribute.has_strategy():
+        return parts[0].acceptance, parts[0].score_std
+    counts = [part.count for part in parts]
+    means = [(part.acceptance, part.score_mean) for part in parts]
+    acceptance, mean = pooled_mean(means, counts)
+    scatter = tf.add_n([part.scatter(mean) for part in parts])
+    scatter, total = all_sum((scatter, tf.add_n(counts)))
+    return acceptance, tf.sqrt(scatter / (total - 1.0))

@@ -1,0 +1,230 @@
+"""Keras' training loop for the models: its entry points, one step of it, and what it shows.
+
+On several replicas, and on a CPU whose cores share a batch, a step gives what one device gives on
+the whole batch: the gradients are those of the mean over the whole batch, its norm is that of their
+sum, and means over a batch are over the whole one. Each example's random numbers belong to its
+number in the batch, however the batch is divided.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tf_mcvae import random
+from tf_mcvae.distribute import replicas
+from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.inputs import check_not_empty, plain_errors
+from tf_mcvae.performance.plan import ExecutionPlan, JitCompile, jit_for_keras, plan_execution
+
+# The streams of random numbers that a model draws from its one seed.
+TRAIN_STREAM, TEST_STREAM, CALL_STREAM = 0, 1, 2
+
+
+class Estimate(NamedTuple):
+    """One evaluation of a model's objective on a batch.
+
+    Attributes:
+        loss: What is minimised, `[B]`; its gradient is the estimator, its value may be no bound.
+        bound: The bound on `log p(x)` in nats, `[B]`.
+        metrics: Further scalars to show while training, by name; means over the batch.
+        adaptation: Statistics that step-size rules need; None where nothing adapts. For a batch in
+            parts a tuple, the statistics of each part.
+    """
+
+    loss: tf.Tensor
+    bound: tf.Tensor
+    metrics: Mapping[str, tf.Tensor]
+    adaptation: Any = None
+
+
+class TrainedModel(keras.Model):
+    """A model with an `estimate` of its objective, trained and evaluated as Keras does.
+
+    Keras trains without complaint on integers, on NaN and on nothing at all; examples are checked
+    before Keras has them. A model that is only built by its first step would lose its optimizer's
+    state when it is saved and loaded; it is built from the examples' shape.
+
+    A subclass defines `estimate`, `check_inputs`, `members`, and where they apply `metric_names`
+    and `adapt`.
+
+    Attributes:
+        seed: Integer from which all random numbers are drawn.
+        event_shape: Shape of one example, once the model is built.
+        is_distributed: Whether it was made inside `strategy.scope()`.
+        jit_requested: `jit_compile` as `compile` was given it; Keras keeps its own reading of it.
+    """
+
+    seed: int
+    event_shape: tuple[int, ...]
+    jit_requested: JitCompile = "auto"
+    _evaluating = False
+
+    def __init__(self, *, name: str | None, trainable: bool, dtype: Any) -> None:
+        super().__init__(name=name, trainable=trainable, dtype=dtype)
+        self.is_distributed = replicas.is_distributed()
+        # Training steps, and the batches of one evaluation: random numbers depend on these counts
+        # and on the seed alone.
+        self.step = self.add_counter("step")
+        self.test_step_counter = self.add_counter("test_step")
+        self._trackers: dict[str, keras.metrics.Mean] = {}
+        self._grad_norm = keras.metrics.Mean(name="grad_norm")
+        self._clipped = keras.metrics.Sum(name="clipped")
+        self._skipped = keras.metrics.Sum(name="skipped")
+
+    def add_counter(self, name: str) -> keras.Variable:
+        """Makes an integer weight that is saved with the model, and not trained."""
+        return self.add_weight(
+            shape=(), dtype="int32", initializer="zeros", trainable=False, name=name
+        )
+
+    # What a subclass defines.
+
+    def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
+        """Evaluates the objective on a batch."""
+        raise NotImplementedError
+
+    def check_inputs(self, x: Any) -> Any:
+        """Checks examples, builds the model from their shape, and returns what to read for them."""
+        raise NotImplementedError
+
+    def members(self) -> Sequence[keras.Layer]:
+        """Returns the layers that say for themselves how they are executed best."""
+        raise NotImplementedError
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics that `estimate` reports in addition to loss and bound."""
+        return ()
+
+    def adapt(self, parts: Sequence[Any]) -> None:
+        """Changes adapted quantities after a training step, by what the batch's parts report."""
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Notes the shape of an example, and makes the metrics."""
+        names = ("loss", "bound", *self.metric_names())
+        self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
+        self.event_shape = tuple(input_shape[1:])
+        self.built = True
+
+    def require_built(self) -> None:
+        """Raises unless the model has its shapes."""
+        if not self.built:
+            raise ValueError(
+                "The model has no shapes yet: call `model.build((None, *image_shape))`, or `fit`. "
+                "Received: an unbuilt model"
+            )
+
+    # Keras' entry points.
+
+    def compile(
+        self, optimizer: Any = "adam", skip_gradient_norm: float | None = None, **kwargs: Any
+    ) -> None:
+        """Sets the optimizer and how training runs; as `keras.Model.compile`.
+
+        Args:
+            optimizer: A Keras optimizer or its name; its `global_clipnorm` clips the gradient.
+            skip_gradient_norm: An update whose gradient does not have a global norm below this
+                (before any clipping) is left out: weights and optimizer stay as they are. None
+                leaves out no update.
+            **kwargs: Further arguments of `keras.Model.compile`. With `jit_compile="auto"`, the
+                default, XLA also compiles training on a CPU where that is faster: for models with
+                transitions, with this package's dense networks, activations and likelihoods.
+
+        Raises:
+            ValueError: If a loss or metrics are given, which would have no effect, or the norm is
+                not positive.
+        """
+        if skip_gradient_norm is not None and not skip_gradient_norm > 0:
+            raise ValueError(
+                "`skip_gradient_norm` must be above 0, or None to leave out no update. "
+                f"Received: skip_gradient_norm={skip_gradient_norm!r}"
+            )
+        names = ("loss", "loss_weights", "metrics", "weighted_metrics")
+        given = [name for name in names if kwargs.get(name) is not None]
+        if given:
+            raise ValueError(
+                "The model has a loss and metrics of its own: give `compile` an optimizer, without "
+                f"{' and '.join(given)}. Received: {given[0]}={kwargs[given[0]]!r}"
+            )
+        self.jit_requested = kwargs.get("jit_compile", "auto")
+        kwargs["jit_compile"] = jit_for_keras(self.jit_requested, self.is_distributed)
+        with replicas.scope_of(self):
+            super().compile(optimizer, **kwargs)
+        self.skip_gradient_norm = skip_gradient_norm
+        replicas.check_compile(self)
+
+    def get_compile_config(self) -> Any:
+        """Returns the arguments of `compile`."""
+        config = super().get_compile_config()
+        if config:
+            config["skip_gradient_norm"] = self.skip_gradient_norm
+            config["jit_compile"] = self.jit_requested
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as before saving."""
+        with replicas.scope_of(self):
+            self.compile(**keras.saving.deserialize_keras_object(config))
+            if self.built:
+                self.optimizer.build(self.trainable_variables)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes the function of a training step; as Keras does, with the optimizer's variables.
+
+        A step that made them would be traced a second time without, for as long again.
+        """
+        if not self.optimizer.built:
+            with replicas.scope_of(self):
+                self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains the model; as `keras.Model.fit`."""
+        x = self.check_inputs(x)
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle one.
+        if kwargs.get("validation_data") is not None:
+            held_out, *rest = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
+            kwargs["validation_data"] = (self.check_inputs(held_out), *rest)
+        with plain_errors():
+            history = super().fit(x, *args, **kwargs)
+        if history.epoch:
+            check_not_empty(history.history.get("loss"))
+        return history
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Returns the mean loss and bound on held-out data; as `keras.Model.evaluate`.
+
+        The random numbers are the same at every call, so that epochs and checkpoints are compared
+        on equal draws.
+        """
+        if not kwargs.get("_use_cached_eval_dataset"):  # Within `fit`, which has checked it.
+            x = self.check_inputs(x)
+        self.test_step_counter.assign(0)
+        self._evaluating = True
+        try:
+            with plain_errors():
+                results = super().evaluate(x, *args, **kwargs)
+        finally:
+            self._evaluating = False
+        check_not_empty(results)
+        return results
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns reconstructions of all examples as an array; as `keras.Model.predict`."""
+        x = self.check_inputs(x)
+        with plain_errors():
+            return super().predict(x, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Takes one optimizer step; as `keras.Model.train_on_batch`."""
+        return super().train_on_batch(self.check_inputs(x), *args, **kwargs)
+
+    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates a batch; as `keras.Model.test_on_batch`."""
+        return super().test_on_batch(self.check_inputs(x), *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Returns reconstructions of a batch; as `keras.Model.predict_on_batch`."""
+        return super().predict_on_batch(self.check_inputs(x))
