@@ -20,7 +20,7 @@ import tensorflow as tf
 
 import tf_mcvae
 from tf_mcvae.distribute import replicas
-from tf_mcvae.models import training_loop
+from tf_mcvae.performance import plan
 
 SHAPE = (4, 4, 1)
 _rng = np.random.default_rng(0)
@@ -105,7 +105,7 @@ def train(model, epochs=2, batch_size=8, num=21, weighted=False, **kwargs):
 def main(case, devices, output, options="{}"):
     options = json.loads(options)
     tf_mcvae.parallelize_over_batch(options.pop("cores", 1))
-    training_loop._FEW_WEIGHTS = 0  # Else the small networks here would not be divided.
+    plan.FEWEST_WEIGHTS_TO_DIVIDE = 0  # Else the small networks here would not be divided.
     strategy = strategy_of(devices)
     training = {key: options.pop(key) for key in ("num", "weighted", "epochs") if key in options}
     np.savez(pathlib.Path(output), **train(make(case, strategy, **options), **training))

@@ -1,5 +1,6 @@
 """Batches that the cores of a CPU share: the same numbers, whatever the number of parts."""
 
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -12,8 +13,7 @@ import tensorflow as tf
 from distribute import trained
 
 import tf_mcvae
-from tf_mcvae.models import training_loop
-from tf_mcvae.performance import cores
+from tf_mcvae.performance import cores, plan
 
 SHAPE = trained.SHAPE
 
@@ -21,8 +21,9 @@ SHAPE = trained.SHAPE
 @pytest.fixture
 def parts(monkeypatch):
     """Sets the number of parts as `parallelize_over_batch` does, but not TensorFlow's threads."""
-    monkeypatch.setattr(training_loop, "_FEW_WEIGHTS", 0)  # Tests' networks are small.
-    return lambda count: monkeypatch.setattr(cores, "_num_parts", count)
+    monkeypatch.setattr(plan, "FEWEST_WEIGHTS_TO_DIVIDE", 0)  # Tests' networks are small.
+    with contextlib.ExitStack() as stack:
+        yield lambda count: stack.enter_context(cores.dividing(count))
 
 
 def run(*lines):
@@ -37,12 +38,10 @@ def run(*lines):
 
 
 @pytest.mark.parametrize("size", [7, 2, 0])
-def test_parts_follow_each_other(size, parts):
-    parts(3)
-
+def test_parts_follow_each_other(size):
     @tf.function(input_signature=[tf.TensorSpec([None, 2])])
     def divide(x):
-        found = cores.in_parts(lambda rows, first: (rows[0], rows[1], first), (x, None))
+        found = cores.in_parts(lambda rows, first: (rows[0], rows[1], first), (x, None), 3)
         assert [second for _, second, _ in found] == [None] * 3
         return [(rows, first) for rows, _, first in found]
 
@@ -99,13 +98,13 @@ def test_what_is_not_divided(jit, parts):
 
 
 def test_small_dense_networks_are_not_divided(parts, monkeypatch):
-    """Nor would it pay: their steps are mostly calls of operations."""
+    """Nor would it pay: calling their operations dominates a step."""
     parts(3)
-    calls = []
-    monkeypatch.setattr(cores, "in_parts", lambda *args: calls.append(args))
-    monkeypatch.setattr(training_loop, "_FEW_WEIGHTS", 1_000_000)
+    divided = []
+    monkeypatch.setattr(cores, "divided", lambda *args: divided.append(args))
+    monkeypatch.setattr(plan, "FEWEST_WEIGHTS_TO_DIVIDE", 1_000_000)
     trained.make("VAE", None).train_on_batch(trained.X)
-    assert not calls
+    assert not divided
 
 
 # Evaluations.
@@ -155,6 +154,25 @@ def test_threads_are_set_before_tensorflow_computes():
         "print(tf_mcvae.performance.cores.num_parts())",
     )
     assert printed == ["0", "1", "3", "3"]
+
+
+def test_one_core_undoes_what_can_be_undone():
+    """All of it before TensorFlow computes; after that batches are whole, the threads fixed."""
+    printed = run(
+        "import tensorflow as tf, tf_mcvae",
+        "threading = tf.config.threading",
+        "threading.set_intra_op_parallelism_threads(2)",
+        "def divide(count):",
+        "    tf_mcvae.parallelize_over_batch(count)",
+        "    print(tf_mcvae.performance.cores.num_parts())",
+        "    print(threading.get_intra_op_parallelism_threads())",
+        "    print(threading.get_inter_op_parallelism_threads())",
+        "divide(3), divide(4), divide(1), divide(3)",
+        "tf.zeros([])",
+        "divide(1), divide(3), divide(1)",
+    )
+    before = ["3", "1", "3", "4", "1", "4", "1", "2", "0", "3", "1", "3"]
+    assert printed == [*before, "1", "1", "3", "3", "1", "3", "1", "1", "3"]
 
 
 def test_a_tensorflow_that_has_computed_is_left_as_it_is():

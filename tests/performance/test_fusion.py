@@ -7,10 +7,9 @@ import tensorflow as tf
 
 import tf_mcvae
 from tf_mcvae.layers.activations import gelu
-from tf_mcvae.models import annealed
 from tf_mcvae.models.batch import Batch
-from tf_mcvae.performance import cores
-from tf_mcvae.performance.fusion import fusing, fusing_graph
+from tf_mcvae.performance import cores, plan
+from tf_mcvae.performance.fusion import fusing, fusing_graph, is_fusing
 from tf_mcvae.performance.upsampling import nearest_resize, upsampled_conv
 
 SHAPE = (8, 8, 1)
@@ -55,7 +54,7 @@ def test_a_training_step_is_fused_unless_xla_compiles_it(jit, monkeypatch):
     estimate = type(model).estimate
 
     def spying(self, x, seed, training):
-        entered.append(has_loops(tf.function(gelu)))
+        entered.append(is_fusing())
         return estimate(self, x, seed, training)
 
     monkeypatch.setattr(type(model), "estimate", spying)
@@ -80,6 +79,45 @@ def test_gradients_of_the_whole_model_are_those_of_the_plain_graph():
     for actual, expected in zip(*results, strict=True):
         scale = np.max(np.abs(expected))
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * scale)
+
+
+@keras.saving.register_keras_serializable("test_fusion")
+class TracedGelu(keras.layers.Layer):
+    """A user's layer, whose traces TensorFlow keeps."""
+
+    @tf.function
+    def call(self, x, training=None):
+        return gelu(x)
+
+
+@pytest.mark.parametrize("is_exported_first", [False, True])
+def test_a_users_own_tf_function_takes_no_loops_into_an_export(is_exported_first, tmp_path):
+    """First traced in `fit` or in the export: XLA is in neither."""
+    encoder = keras.Sequential([TracedGelu(), keras.layers.Flatten(), keras.layers.Dense(4)])
+    model = tf_mcvae.VAE(encoder, tf_mcvae.Decoder(SHAPE))
+    model.build((None, *SHAPE))
+    model.compile("adam", jit_compile=False)
+    x = np.zeros([2, *SHAPE], np.float32)
+    if is_exported_first:
+        tf_mcvae.export_saved_model(model, tmp_path)
+    model.fit(x, validation_data=(x,), verbose=0)
+    assert has_loops(tf.function(model.train_step, autograph=False))  # Of the decoder.
+    tf_mcvae.export_saved_model(model, tmp_path)
+    graphs = [path.read_bytes() for path in tmp_path.rglob("saved_model.pb")]
+    assert len(graphs) == 1 + is_exported_first
+    assert not any(b"_XlaMustCompile" in graph for graph in graphs)
+
+
+def test_loops_and_branches_of_a_fused_graph_are_fused():
+    def body(x):
+        assert is_fusing()
+        return gelu(x)
+
+    def function(x):
+        (x,) = tf.while_loop(lambda x: True, lambda x: (body(x),), [x], maximum_iterations=2)
+        return tf.cond(tf.reduce_all(x > 0), lambda: body(x), lambda: x)
+
+    assert has_loops(fusing_graph(function))
 
 
 # Training steps that XLA compiles.
@@ -117,6 +155,13 @@ def own_likelihood(*networks):
     return tf_mcvae.LMCVAE(*networks, likelihood=Own())
 
 
+def own_likelihood_that_says_so(*networks):
+    class Own(tf_mcvae.Bernoulli):
+        suits_xla = True
+
+    return tf_mcvae.LMCVAE(*networks, likelihood=Own())
+
+
 @pytest.mark.parametrize(
     ("cls", "jit_compile", "decoder", "is_compiled"),
     [
@@ -134,6 +179,7 @@ def own_likelihood(*networks):
             marks=pytest.mark.slow,
         ),
         pytest.param(own_likelihood, "auto", None, False, id="own likelihood"),
+        pytest.param(own_likelihood_that_says_so, "auto", None, True, id="own, says so"),
         pytest.param(OwnModel, "auto", None, False, id="own model", marks=pytest.mark.slow),
     ],
 )
@@ -152,11 +198,11 @@ def test_auto_leaves_evaluation_a_graph():
 
 @pytest.mark.parametrize("num_weights", [100, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_auto_compiles_small_networks_where_cores_share_batches(num_weights, monkeypatch):
-    monkeypatch.setattr(cores, "_num_parts", 2)
-    monkeypatch.setattr(annealed, "_FEW_WEIGHTS", num_weights)
+    monkeypatch.setattr(plan, "MOST_WEIGHTS_FOR_ONE_CORE", num_weights)
     model = dense_model(tf_mcvae.LMCVAE, "auto")
     assert 100 < model.count_params() < 100_000
-    is_compiled = has_loops(tf.function(model.train_step, autograph=False))
+    with cores.dividing(2):
+        is_compiled = has_loops(tf.function(model.train_step, autograph=False))
     assert is_compiled == (num_weights == 100_000)
 
 

@@ -177,6 +177,7 @@ class Bernoulli(Likelihood):
     """
 
     support = "values in [0, 1]"
+    suits_xla = True
 
     def elementwise(self, parameters: Any) -> Any:
         """Returns `tfd.Bernoulli`."""
@@ -214,6 +215,8 @@ class Gaussian(Likelihood):
     Reference:
         Learned scale: Rybkin et al., 2021, arXiv 2006.13202.
     """
+
+    suits_xla = True
 
     def __init__(self, scale: float = 1.0, learned: bool = False, **kwargs: Any) -> None:
         number = isinstance(scale, int | float | np.number)

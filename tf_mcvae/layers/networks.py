@@ -18,7 +18,7 @@ import keras
 import tensorflow as tf
 
 from tf_mcvae.checks import check_positive_integer
-from tf_mcvae.layers.activations import activation_config, get_activation
+from tf_mcvae.layers.activations import ACTIVATIONS, activation_config, get_activation
 from tf_mcvae.performance.upsampling import nearest_resize, pointwise_conv, upsampled_conv
 
 
@@ -148,6 +148,13 @@ class _Chain(keras.Model):
         self.activation = get_activation(activation)
         self.hidden_units = _check_integers("hidden_units", hidden_units)
 
+    def _is_plain(self) -> bool:
+        """Returns whether all layers are dense, with an activation of this package.
+
+        Such networks suit XLA; see `performance.plan.suits_xla`.
+        """
+        return self.architecture == "dense" and self.activation in ACTIVATIONS.values()
+
     def _hidden(self) -> list[Any]:
         return [self._dense(units, self.activation) for units in self.hidden_units]
 
@@ -214,6 +221,8 @@ class Encoder(_Chain):
         TensorShape([5, 4])
     """
 
+    suits_xla = property(_Chain._is_plain)
+
     def __init__(
         self,
         latent_dim: int,
@@ -268,6 +277,8 @@ class Decoder(_Chain):
         >>> decoder(tf.zeros([5, 2])).shape
         TensorShape([5, 28, 28, 1])
     """
+
+    suits_xla = property(_Chain._is_plain)
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tf_mcvae.distribute.replicas import check_distributed_compile, scope
 from tf_mcvae.layers.likelihoods import Likelihood
 from tf_mcvae.models.inputs import check_dataset, check_images, check_not_empty, plain_errors
+from tf_mcvae.performance.plan import JitCompile, jit_for_keras
 
 
 class CheckedModel(keras.Model):
@@ -21,14 +22,11 @@ class CheckedModel(keras.Model):
         event_shape: Shape of one example, once the model is built.
         is_distributed: Whether it was made inside `strategy.scope()`.
         jit_requested: `jit_compile` as `compile` was given it; Keras keeps what it makes of "auto".
-        jit_in_replica: Whether XLA compiles the part of a step that is between the exchanges with
-            other replicas; on one device Keras compiles the whole step.
     """
 
     likelihood: Likelihood
     event_shape: tuple[Any, ...]
-    jit_requested: bool | str = "auto"
-    jit_in_replica = False
+    jit_requested: JitCompile = "auto"
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -64,9 +62,7 @@ class CheckedModel(keras.Model):
                 f"{' and '.join(given)}. Received: {given[0]}={kwargs[given[0]]!r}"
             )
         self.jit_requested = kwargs.get("jit_compile", "auto")
-        self.jit_in_replica = self.is_distributed and self.jit_requested is True
-        if self.jit_in_replica:
-            kwargs["jit_compile"] = False
+        kwargs["jit_compile"] = jit_for_keras(self.jit_requested, self.is_distributed)
         with self._scope():
             super().compile(optimizer, **kwargs)
         self.skip_gradient_norm = skip_gradient_norm

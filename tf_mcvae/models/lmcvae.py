@@ -84,6 +84,8 @@ class LMCVAE(AnnealedVAE):
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
     """
 
+    suits_xla = True
+
     def __init__(
         self,
         encoder: keras.Layer,

@@ -6,8 +6,7 @@ sum, and what is averaged over a batch is averaged over the whole one. Each exam
 belong to its number in the batch, however the batch is divided.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -16,11 +15,7 @@ import tensorflow as tf
 from tf_mcvae import random
 from tf_mcvae.distribute import replicas
 from tf_mcvae.models.checked import CheckedModel
-from tf_mcvae.performance import cores
-from tf_mcvae.performance.fusion import can_fuse, fusing
-
-# Dense networks of fewer are computed faster than they are called.
-_FEW_WEIGHTS = 1_000_000
+from tf_mcvae.performance.plan import ExecutionPlan, plan_execution
 
 # The streams of random numbers that a model draws from its one seed.
 TRAIN_STREAM, TEST_STREAM, CALL_STREAM = 0, 1, 2
@@ -87,10 +82,6 @@ class TrainingLoop(CheckedModel):
     def adapt(self, parts: Sequence[Any]) -> None:
         """Moves adapted quantities after a training step, by what the batch's parts report."""
 
-    def trains_faster_by_xla(self) -> bool:
-        """Returns whether on a CPU XLA's training steps are faster than those of a graph."""
-        return False
-
     # The steps.
 
     def _step_seed(self, stream: int, counter: Any) -> tf.Tensor:
@@ -108,7 +99,7 @@ class TrainingLoop(CheckedModel):
             seed_of_rows = random.at_row(seed, share.first + first)
             return self._differentiate(x, weight, seed_of_rows, share.total)
 
-        parts = self._in_parts(differentiate, (x, weight), training=True)
+        parts = self.execution_plan(training=True).run(differentiate, (x, weight))
         estimate = _joined([estimate for estimate, _ in parts])
         gradients = _added([gradients for _, gradients in parts])
         gradients = replicas.all_sum_gradients(gradients)
@@ -130,47 +121,28 @@ class TrainingLoop(CheckedModel):
             seed_of_rows = random.at_row(seed, share.first + first)
             return self.estimate(x, seed_of_rows, training=False)._replace(adaptation=None)
 
-        estimate = _joined(self._in_parts(evaluate, x))
+        estimate = _joined(self.execution_plan(training=False).run(evaluate, x))
         self.test_step_counter.assign_add(1)
         return self._logs(self._track(estimate, weight))
 
     def predict_step(self, data: Any) -> tf.Tensor:
         """Returns reconstructions of a batch."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return tf.concat(self._in_parts(lambda x, _: self(x, training=False), x), axis=0)
+        plan = self.execution_plan(training=False)
+        return tf.concat(plan.run(lambda x, _: self(x, training=False), x), axis=0)
 
-    def _in_parts(
-        self, function: Callable[[Any, tf.Tensor], Any], rows: Any, training: bool = False
-    ) -> list[Any]:
-        """Calls a function of rows and the number of the first; see `cores.in_parts`."""
-        if self._is_compiled_apart(training):
-            return [tf.function(function, jit_compile=True, autograph=False)(rows, tf.constant(0))]
-        if self.jit_compile:  # Keras compiles the whole step.
-            return [function(rows, tf.constant(0))]
-        with fusing():
-            if self._is_light() or (training and self._has_state()):
-                return [function(rows, tf.constant(0))]
-            return cores.in_parts(function, rows)
-
-    def _is_compiled_apart(self, training: bool) -> bool:
-        """Returns whether XLA compiles this part of a step, and not Keras the whole step."""
-        if self.is_distributed:
-            return self.jit_in_replica
-        is_open = self.jit_requested == "auto" and not self.jit_compile and can_fuse()
-        return is_open and training and self.trains_faster_by_xla()
-
-    def _is_light(self) -> bool:
-        """Returns whether a step is mostly calls of operations, of which parts would make more."""
-        has_convolutions = any(len(variable.shape) > 2 for variable in self.trainable_variables)
-        return not has_convolutions and self.num_trained() < _FEW_WEIGHTS
-
-    def num_trained(self) -> int:
-        """Returns the number of all weights that are trained."""
-        return sum(math.prod(variable.shape) for variable in self.trainable_variables)
-
-    def _has_state(self) -> bool:
-        """Returns whether training changes, say, moving means, as parts would do all at once."""
-        return any(network.non_trainable_variables for network in (self.encoder, self.decoder))
+    def execution_plan(self, training: bool) -> ExecutionPlan:
+        """Returns how a step is executed from now on, which depends on what is trained now."""
+        networks = (self.encoder, self.decoder)
+        return plan_execution(
+            training=training,
+            jit_compile=self.jit_requested,
+            is_compiled_by_keras=bool(self.jit_compile),
+            is_distributed=self.is_distributed,
+            members=(self, *networks, self.likelihood),
+            trained=self.trainable_variables,
+            has_state=any(network.non_trainable_variables for network in networks),
+        )
 
     def _differentiate(
         self, x: tf.Tensor, weight: tf.Tensor | None, seed: tf.Tensor, total: tf.Tensor

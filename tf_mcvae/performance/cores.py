@@ -2,58 +2,85 @@
 
 TensorFlow divides each operation among all cores, which then wait for each other after every one of
 the thousands in a step. With `parallelize_over_batch()` each core takes a part of the batch through
-the whole step instead. The numbers are the same but for rounding, as the noise of an example hangs
-on its number in the batch.
+the whole step instead. The results are the same except for rounding, since the noise of an example
+depends only on its number in the batch.
 """
 
+import contextlib
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from tf_mcvae.checks import check_positive_integer
 
-# Each part costs about a second of compile time.
+# Each part adds about a second of compile time.
 _MOST_PARTS = 16
 
+# State of the process, as TensorFlow's threads are: replicas trace their steps in other threads.
 _num_parts = 1
+_threads_before = (0, 0)
 
 
 def parallelize_over_batch(num_cores: int | None = None) -> None:
-    """Lets the cores of a CPU share batches, for the rest of the process.
+    """Lets the cores of a CPU share batches, from now on and in the whole process.
 
-    Call it before TensorFlow computes anything. Then `fit`, `evaluate`, `predict` and the
-    evaluations of this package compute parts of a batch side by side, one on each core; every
-    TensorFlow operation of the process, also of other models, runs on one thread. On a machine with
-    a GPU it does nothing. Not divided are steps that XLA compiles, eager ones, those of small dense
-    networks (below a million weights), and the training of networks with weights that are not
-    trained (batch normalisation, dropout, frozen layers).
+    `fit`, `evaluate`, `predict` and the evaluations of this package then compute parts of a batch
+    side by side, one on each core; each TensorFlow operation of the process, also those of other
+    models, runs on one thread. On a machine with a GPU nothing changes. Never divided are steps
+    that XLA compiles, eager steps, steps of dense networks with less than a million weights, and
+    the training of networks with weights that are not trained (batch normalisation, dropout, frozen
+    layers).
+
+    Call it before TensorFlow computes anything, since TensorFlow then fixes its threads for the
+    rest of the process.
 
     Args:
-        num_cores: How many; by default those that the process may use, 16 at most. 1 changes
-            nothing.
+        num_cores: Number of cores. By default all that the process may use, at most 16. 1 undoes
+            an earlier call: batches are no longer divided, and TensorFlow's thread settings are
+            those of before, unless TensorFlow has computed in the meantime. A model keeps the steps
+            that it has traced until it is compiled again.
 
     Raises:
-        RuntimeError: If TensorFlow has begun to compute.
+        RuntimeError: If TensorFlow has begun to compute with other threads.
         ValueError: If `num_cores` is not a positive integer.
     """
-    global _num_parts
+    global _num_parts, _threads_before
     num_cores = min(_available(), _MOST_PARTS) if num_cores is None else num_cores
     check_positive_integer("num_cores", num_cores)
-    if num_cores in (1, _num_parts) or tf.config.get_visible_devices("GPU"):
+    if num_cores == _num_parts or tf.config.get_visible_devices("GPU"):
         return
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(num_cores)
-    except RuntimeError as error:
-        raise RuntimeError(
-            "TensorFlow sets up its threads when it first computes: call "
-            "`parallelize_over_batch()` right after the imports. "
-            "Received: a TensorFlow that has computed"
-        ) from error
+    if num_cores == 1:
+        with contextlib.suppress(RuntimeError):
+            _set_threads(*_threads_before)
+    else:
+        before = _threads()
+        try:
+            _set_threads(1, num_cores)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "TensorFlow fixes its threads when it first computes: call "
+                "`parallelize_over_batch()` right after the imports. "
+                "Received: a TensorFlow that has computed"
+            ) from error
+        _threads_before = before if _num_parts == 1 else _threads_before
     _num_parts = num_cores
+
+
+def _threads() -> tuple[int, int]:
+    """Returns TensorFlow's numbers of threads within an operation, and for operations."""
+    threading = tf.config.threading
+    return (
+        threading.get_intra_op_parallelism_threads(),
+        threading.get_inter_op_parallelism_threads(),
+    )
+
+
+def _set_threads(within: int, between: int) -> None:
+    tf.config.threading.set_intra_op_parallelism_threads(within)
+    tf.config.threading.set_inter_op_parallelism_threads(between)
 
 
 def _available() -> int:
@@ -64,22 +91,33 @@ def _available() -> int:
 
 
 def num_parts() -> int:
-    """Returns the number of parts in which a batch is computed."""
+    """Returns the number of parts into which batches are divided."""
     return _num_parts
 
 
-def in_parts(function: Callable[[Any, tf.Tensor], Any], rows: Any) -> list[Any]:
-    """Calls a function for each part of a batch, side by side within a graph.
+@contextlib.contextmanager
+def dividing(count: int) -> Iterator[None]:
+    """Divides batches into `count` parts for a while, with TensorFlow's threads as they are."""
+    global _num_parts
+    before, _num_parts = _num_parts, count
+    try:
+        yield
+    finally:
+        _num_parts = before
+
+
+def in_parts(function: Callable[[Any, tf.Tensor], Any], rows: Any, count: int) -> list[Any]:
+    """Calls a function for each part of a batch, side by side; more than one need a graph.
 
     Args:
-        function: Takes a part of `rows` and the number of its first row; tensors come out of it.
+        function: Takes a part of `rows` and the number of its first row, and returns tensors.
         rows: A structure of tensors `[B, ...]` and None.
+        count: Number of the parts.
 
     Returns:
-        What the function returns for each part, in their order; outside a graph the batch is one.
+        What the function returns for each part, in their order.
     """
-    count = num_parts()
-    if count == 1 or not tf.inside_function():
+    if count == 1:
         return [function(rows, tf.constant(0))]
     # Traced once. Not inlined, each call has a scheduler of its own, and the graph stays small.
     part_of = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})

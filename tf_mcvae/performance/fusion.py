@@ -1,9 +1,9 @@
 """Chains of small operations as single loops, in graphs that XLA does not compile as a whole.
 
 A graph runs each operation as a pass over memory of its own. XLA makes one loop of a chain, but its
-convolutions are slow on CPUs. So within `fusing()` the functions that are marked here, and their
-derivatives, are compiled by XLA each, and the graph around them is not. They are not in graphs
-that are exported, since TensorFlow Serving refuses what XLA is to compile.
+convolutions are slow on CPUs. Within `fusing()`, therefore, XLA compiles each of the functions that
+are marked here, and their derivatives, but not the graph around them. Exported graphs are not
+fused, since TensorFlow Serving refuses what XLA is to compile.
 """
 
 import contextlib
@@ -14,17 +14,23 @@ from typing import Any
 
 import tensorflow as tf
 
-_is_fusing = contextvars.ContextVar("is_fusing", default=False)
+_fused_graph: contextvars.ContextVar[tf.Graph | None] = contextvars.ContextVar(
+    "fused_graph", default=None
+)
 
 
 @contextlib.contextmanager
 def fusing() -> Iterator[None]:
-    """Fuses in the graph that is being made; not on a machine with a GPU, nor eagerly."""
-    token = _is_fusing.set(can_fuse())
+    """Fuses the graph that is being made, and the bodies of its loops and branches.
+
+    It does nothing eagerly or on a machine with a GPU. A `tf.function` that is called within is not
+    fused: TensorFlow keeps its trace and calls it again elsewhere, for example in exported graphs.
+    """
+    token = _fused_graph.set(tf.compat.v1.get_default_graph() if can_fuse() else None)
     try:
         yield
     finally:
-        _is_fusing.reset(token)
+        _fused_graph.reset(token)
 
 
 def can_fuse() -> bool:
@@ -34,7 +40,12 @@ def can_fuse() -> bool:
 
 def is_fusing() -> bool:
     """Returns whether the graph that is being made is fused."""
-    return _is_fusing.get()
+    if _fused_graph.get() is None:
+        return False
+    graph = tf.compat.v1.get_default_graph()
+    while getattr(graph, "is_control_flow_graph", False):
+        graph = graph.outer_graph
+    return graph is _fused_graph.get()
 
 
 def fusing_graph(function: Callable[..., Any], input_signature: Any = None) -> Any:
@@ -49,7 +60,7 @@ def fusing_graph(function: Callable[..., Any], input_signature: Any = None) -> A
 
 @functools.cache
 def _has_xla() -> bool:
-    """Returns whether this TensorFlow can compile for the CPU, which not all platforms' can."""
+    """Returns whether this TensorFlow can compile for the CPU; on some platforms it cannot."""
     try:
         with tf.init_scope():
             tf.function(tf.identity, jit_compile=True)(tf.zeros([1]))
@@ -67,21 +78,22 @@ def fused(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
 def fused_elementwise(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[..., tf.Tensor]:
     """Marks an elementwise function to be one loop over images, as are its derivatives.
 
-    A dense layer's numbers `[N, D]` are too few for what calling a loop costs.
+    The outputs `[N, D]` of dense layers stay operations: calling a loop would cost more than it
+    saves.
 
     Args:
-        function: Maps a tensor to one of the same shape, each element for itself.
+        function: Maps a tensor to one of the same shape, each element on its own.
 
     Returns:
-        The function; its value and the derivatives of each order, times what flows back, are a loop
-        each.
+        The function. Its value is one loop, and so is each of its derivatives, of any order, times
+        the upstream gradient.
     """
     loop = _with_derivatives(lambda x: [function(x)])
 
     def call(x: tf.Tensor) -> tf.Tensor:
         if not is_fusing() or x.shape.rank < 3:
             return function(x)
-        # Of a vector XLA's loops are divided among cores best.
+        # XLA divides loops among cores best if they run over a vector.
         outputs = tf.reshape(loop(tf.reshape(x, [-1]))[0], tf.shape(x))
         outputs.set_shape(x.shape)
         return outputs
@@ -95,7 +107,7 @@ def _with_derivatives(function: Callable[..., list[tf.Tensor]]) -> Callable[...,
 
     @functools.cache
     def pullback(num_inputs: int) -> Callable[..., Any]:
-        """Returns the products of what flows back and the derivatives by each of the inputs."""
+        """Returns the vector-Jacobian products: of upstream gradients, for each input."""
 
         def products(*args: tf.Tensor) -> list[tf.Tensor]:
             inputs, upstream = args[:num_inputs], args[num_inputs:]
