@@ -1,27 +1,18 @@
-"""Several replicas under `tf.distribute`: their shares of a batch, their sums, and their workers.
+"""Replicas under `tf.distribute`: their shares of a batch, their sums, and their updates.
 
 A *replica* is a device with a copy of the weights; a *worker* is a process with one or more of
 them. `MirroredStrategy` has one worker, `MultiWorkerMirroredStrategy` one for each entry of
-TF_CONFIG. Outside a strategy all that follows is the identity.
+TF_CONFIG. Outside a strategy every function here is the identity, or says that there is one
+replica; nothing outside this room asks whether a strategy is in force.
 """
 
 import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
-Array = np.ndarray[Any, Any]
-
-# What an exchange with the other workers raises when one of them is gone.
-CONNECTION_ERRORS = (
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.InternalError,
-    tf.errors.UnavailableError,
-)
+from tf_mcvae.distribute.workers import all_reduce, num_workers, replica_index
 
 
 class Share(NamedTuple):
@@ -53,6 +44,16 @@ def scope(strategy: Any) -> Any:
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
+def is_distributed() -> bool:
+    """Returns whether a strategy is in force."""
+    return bool(tf.distribute.has_strategy())
+
+
+def scope_of(model: Any) -> Any:
+    """Returns the scope of the strategy that a Keras model was made in."""
+    return scope(model.distribute_strategy if model.is_distributed else None)
+
+
 def by_examples(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Returns the data set, of which each worker takes its part of every batch.
 
@@ -63,18 +64,19 @@ def by_examples(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.with_options(options)
 
 
-def check_distributed_compile(model: Any) -> None:
+def check_compile(model: Any) -> None:
     """Raises if a model was compiled with what does not work under a strategy.
 
     Args:
-        model: A Keras model, compiled, that was made inside `strategy.scope()`.
+        model: A Keras model, compiled; one made outside `strategy.scope()` passes.
 
     Raises:
         ValueError: If its optimizer was made outside, or accumulates gradients, or several steps
-            are to be taken at a time.
+            are taken at a time.
     """
-    optimizer = model.optimizer
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not model.is_distributed:
+        return
+    inner = inner_optimizer(model.optimizer)
     if not isinstance(inner.variables[0].value, tf.distribute.DistributedValues):
         raise ValueError(
             "The model was made inside `strategy.scope()`, so must be its optimizer; or give its "
@@ -106,9 +108,9 @@ def share_of_batch(size: tf.Tensor) -> Share:
         size: The replica's number of examples; 0 for some at the end of a data set.
     """
     size = tf.cast(size, tf.float32)
-    if not tf.distribute.has_strategy():
+    if not is_distributed():
         return Share(tf.constant(0), size)
-    index = _replica_index()
+    index = replica_index()
     sizes = all_sum(tf.one_hot(index, num_replicas()) * size)
     first = tf.cumsum(sizes, exclusive=True)[index]
     return Share(tf.cast(first, tf.int32), tf.reduce_sum(sizes))
@@ -124,10 +126,10 @@ def all_sum(values: Any) -> Any:
         The same structure, on every replica the same numbers.
     """
     tensors = tf.nest.flatten(values)
-    if not tensors or not tf.distribute.has_strategy():
+    if not tensors or not is_distributed():
         return values
     flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
-    total = _all_reduce(flat)
+    total = all_reduce(flat)
     parts = tf.split(total, [tf.size(tensor) for tensor in tensors], num=len(tensors))
     sums = [tf.reshape(part, tf.shape(tensor)) for part, tensor in zip(parts, tensors, strict=True)]
     for value, tensor in zip(sums, tensors, strict=True):
@@ -135,16 +137,12 @@ def all_sum(values: Any) -> Any:
     return tf.nest.pack_sequence_as(values, sums)
 
 
-def all_sum_gradients(gradients: list[Any]) -> list[Any]:
+def sum_gradients(gradients: list[Any]) -> list[Any]:
     """Sums gradients over the replicas; None stays None."""
-    if not tf.distribute.has_strategy():
+    if not is_distributed():
         return gradients
-    sums = iter(_all_reduce([tf.convert_to_tensor(g) for g in gradients if g is not None]))
+    sums = iter(all_reduce([tf.convert_to_tensor(g) for g in gradients if g is not None]))
     return [None if gradient is None else next(sums) for gradient in gradients]
-
-
-def _all_reduce(values: Any) -> Any:
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def pooled_mean(parts: Sequence[Any], counts: Sequence[tf.Tensor]) -> Any:
@@ -154,7 +152,7 @@ def pooled_mean(parts: Sequence[Any], counts: Sequence[tf.Tensor]) -> Any:
         parts: Means over each of the replica's parts, a structure of tensors.
         counts: From how many numbers each of them is, `float32`.
     """
-    if len(parts) == 1 and not tf.distribute.has_strategy():
+    if len(parts) == 1 and not is_distributed():
         return parts[0]
 
     def weighted_sum(*means: tf.Tensor) -> tf.Tensor:
@@ -166,16 +164,71 @@ def pooled_mean(parts: Sequence[Any], counts: Sequence[tf.Tensor]) -> Any:
     return tf.nest.map_structure(lambda v: v / total, sums)
 
 
-def weighted_mean(values: Any, weight: tf.Tensor | None) -> tuple[Any, tf.Tensor]:
-    """Averages examples' values over all replicas, for metrics.
+# Updates.
+
+
+def apply_gradients(optimizer: Any, gradients: list[Any], variables: Sequence[Any]) -> None:
+    """Hands the sum of all replicas' gradients to an optimizer, once.
+
+    A Keras optimizer sums the gradients of the replicas, after clipping each of them: here they are
+    the same sum on every replica, which is clipped first and then divided.
+    """
+    count = num_replicas()
+    if count > 1:
+        gradients = [g if g is None else g / count for g in _clipped(optimizer, gradients)]
+    optimizer.apply(gradients, variables)
+
+
+def apply_gradients_if(
+    condition: tf.Tensor, optimizer: Any, gradients: list[Any], variables: Sequence[Any]
+) -> None:
+    """Applies gradients, or leaves variables and optimizer as they are."""
+
+    def apply() -> tf.Tensor:
+        apply_gradients(optimizer, gradients, variables)
+        return tf.constant(True)
+
+    if not is_distributed():
+        tf.cond(condition, apply, lambda: tf.constant(False))
+        return
+    # Replicas must meet in an update, which they cannot in a branch: it is undone afterwards.
+    changed = [*variables, *optimizer.variables]
+    before = [tf.identity(variable.value) for variable in changed]
+    apply()
+    for variable, old in zip(changed, before, strict=True):
+        variable.assign(tf.where(condition, variable.value, old))
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """Returns the optimizer that Keras wraps in mixed float16, or the one given."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _clipped(optimizer: Any, gradients: list[Any]) -> list[Any]:
+    scale = optimizer.scale_loss(tf.ones([]))
+    given = [g / scale for g in gradients if g is not None]
+    # A private name of Keras, which has no public way to clip as an optimizer does.
+    clipped = iter(inner_optimizer(optimizer)._clip_gradients(given))
+    return [g if g is None else next(clipped) * scale for g in gradients]
+
+
+# Metrics.
+
+
+def tracked(values: Any, weight: tf.Tensor | None) -> tuple[Any, tf.Tensor | None]:
+    """Returns examples' values and weights for metrics; under a strategy, means over all replicas.
+
+    Each replica then tracks the mean of all of them, and so shows it after every step.
 
     Args:
         values: A structure of `[B]`.
         weight: `[B]`, or None for equal ones.
 
     Returns:
-        The structure of means, and the sum of the weights.
+        The structure as it is, or of means; and the weights, or their sum.
     """
+    if not is_distributed():
+        return values, weight
     first = tf.nest.flatten(values)[0]
     weight = tf.ones_like(first) if weight is None else tf.cast(weight, first.dtype)
     weight = tf.reshape(weight, tf.shape(first))
@@ -184,78 +237,21 @@ def weighted_mean(values: Any, weight: tf.Tensor | None) -> tuple[Any, tf.Tensor
     return tf.nest.map_structure(lambda v: tf.math.divide_no_nan(v, total), sums), total
 
 
-# Workers.
+def count_of(condition: tf.Tensor) -> tf.Tensor:
+    """Returns what a replica adds to a `keras.metrics.Sum`, which is read as that of all."""
+    return tf.cast(condition, tf.float32) / num_replicas()
 
 
-def num_workers() -> int:
-    """Returns the number of processes that the strategy in force joins."""
-    return len(_tasks())
+def total_of(count: tf.Tensor) -> tf.Tensor:
+    """Returns the count of all replicas within a step, where a metric has the replica's part."""
+    return num_replicas() * count
 
 
-def worker_index() -> int:
-    """Returns this process's number among the workers; the chief's is 0."""
-    resolver = tf.distribute.get_strategy().cluster_resolver
-    if num_workers() == 1:
-        return 0
-    return _tasks().index((resolver.task_type, resolver.task_id))
+def step_logs(logs: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a step hands to Keras to show; on several workers only the loss.
 
-
-def _tasks() -> list[tuple[str, int]]:
-    resolver = tf.distribute.get_strategy().cluster_resolver
-    tasks = resolver.cluster_spec().as_dict() if resolver is not None else {}
-    kinds = ("chief", "worker")
-    return [(kind, task) for kind in kinds for task in range(len(tasks.get(kind, [])))] or [("", 0)]
-
-
-def gather(rows: Array) -> Array:
-    """Returns the rows of all workers, one worker's after another's.
-
-    Args:
-        rows: `[n, R]`; n may differ from worker to worker, and be 0, but not all of them.
+    Keras averages each of them over the workers, in a message of its own, and along an axis.
     """
-    return rows if num_workers() == 1 else np.asarray(_gather(rows.astype(np.float64)))
-
-
-@tf.function(input_signature=[tf.TensorSpec([None, None], tf.float64)], autograph=False)
-def _gather(rows: tf.Tensor) -> tf.Tensor:
-    strategy = tf.distribute.get_strategy()
-
-    def part(rows: tf.Tensor) -> tf.Tensor:
-        # Of a worker's replicas one gives its rows.
-        is_first = _replica_index() % _replicas_per_worker() == 0
-        return rows[: tf.where(is_first, tf.shape(rows)[0], 0)]
-
-    return strategy.gather(strategy.run(part, [rows]), axis=0)
-
-
-def wait_for_all() -> None:
-    """Returns when all workers have called it."""
-    gather(np.zeros([1, 1]))
-
-
-def broadcast(variables: list[Any]) -> None:
-    """Gives the variables of all workers the values that they have on the chief."""
-    strategy = tf.distribute.get_strategy()
-    if num_workers() == 1:
-        return
-    # All in one message: 64 bits hold floats and counters alike.
-    values = np.concatenate([np.ravel(v.numpy()).astype(np.float64) for v in variables])
-
-    def share() -> tf.Tensor:
-        is_first = _replica_index() == 0
-        return _all_reduce(tf.where(is_first, tf.constant(values), tf.zeros_like(values)))
-
-    shared = tf.function(lambda: strategy.run(share), autograph=False)()
-    flat = np.asarray(strategy.experimental_local_results(shared)[0])
-    parts = np.split(flat, np.cumsum([np.prod(v.shape, dtype=int) for v in variables])[:-1])
-    for variable, part in zip(variables, parts, strict=True):
-        variable.assign(part.reshape(variable.shape).astype(variable.numpy().dtype))
-
-
-def _replica_index() -> tf.Tensor:
-    context = tf.distribute.get_replica_context()
-    return tf.convert_to_tensor(context.replica_id_in_sync_group)
-
-
-def _replicas_per_worker() -> int:
-    return num_replicas() // num_workers()
+    if not is_distributed() or num_workers() == 1:
+        return logs
+    return {"loss": tf.reshape(logs["loss"], [1])}

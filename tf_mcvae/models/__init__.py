@@ -3,9 +3,10 @@
 from tf_mcvae.models.amcvae import AMCVAE
 from tf_mcvae.models.base import MonteCarloVAE
 from tf_mcvae.models.flow_vae import FlowVAE
+from tf_mcvae.models.iwae import IWAE
 from tf_mcvae.models.lmcvae import LMCVAE
 from tf_mcvae.models.saving import load_model
-from tf_mcvae.models.vae import IWAE, VAE
+from tf_mcvae.models.vae import VAE
 
 __all__ = [
     "AMCVAE",

@@ -7,13 +7,14 @@ import tensorflow as tf
 
 from tf_mcvae import random
 from tf_mcvae.checks import ExplicitArguments, check_positive_integer, check_seeds
+from tf_mcvae.distribute import replicas
 from tf_mcvae.kernels import AnnealedPath
 from tf_mcvae.layers import likelihoods
 from tf_mcvae.layers.likelihoods import Likelihood
 from tf_mcvae.layers.priors import StandardNormal
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.generative import GenerativeModel, LogProbFn
-from tf_mcvae.models.inputs import check_floats
+from tf_mcvae.models.inputs import check_floats, check_inputs
 from tf_mcvae.models.posterior import diagonal_normal, latent_dim_of, loc_and_scale
 from tf_mcvae.models.training import CALL_STREAM, TrainedModel
 from tf_mcvae.objectives.bounds import iwae
@@ -67,6 +68,35 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         self.num_samples = num_samples
         self.seed = seed
         self._num_calls = 0
+
+    # What training needs to know.
+
+    def members(self) -> tuple[keras.Layer, ...]:
+        """Returns the networks and the likelihood."""
+        return (self.encoder, self.decoder, self.likelihood)
+
+    def check_inputs(self, x: Any) -> Any:
+        """Checks examples, and builds the model from their shape if need be.
+
+        Args:
+            x: Array, or `tf.data.Dataset` of batches, whose values are checked when they are read.
+
+        Returns:
+            What to read in place of `x`.
+
+        Raises:
+            TypeError: If the examples are integers, or neither an array nor a data set.
+            ValueError: If there are none, they do not fit the model, or a value is not a number or
+                not in the support of the likelihood.
+        """
+        known = self.event_shape if self.built else None
+        checked, event_shape = check_inputs(x, self.likelihood, known)
+        if event_shape is None:  # A generator, whose batches are not seen before they are read.
+            self.require_built()
+        elif not self.built:
+            with replicas.scope_of(self):
+                self.build((None, *event_shape))
+        return checked
 
     # Networks to densities.
 

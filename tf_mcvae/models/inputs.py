@@ -22,6 +22,40 @@ _REFUSED = re.compile(
 )
 
 
+def check_inputs(
+    x: Any, likelihood: Likelihood, known: tuple[int, ...] | None
+) -> tuple[Any, tuple[int, ...] | None]:
+    """Checks examples as users hand them to Keras.
+
+    Args:
+        x: Array, `tf.data.Dataset`, `keras.utils.PyDataset`, or generator of batches.
+        likelihood: Says which values are possible.
+        known: Shape of one example, or None while the model has none.
+
+    Returns:
+        What to read in place of `x`, and the shape of one example; None for a generator, whose
+        batches are not seen before they are read.
+
+    Raises:
+        TypeError: If the examples are integers, or neither an array nor a data set.
+        ValueError: If there are none, their shape is wrong, or a value is impossible.
+    """
+    if x is None or isinstance(x, list | tuple | dict):
+        raise TypeError(
+            "Examples must be an array, a `tf.data.Dataset` or a `keras.utils.PyDataset`. "
+            f"Received: {type(x).__name__}"
+        )
+    if isinstance(x, tf.data.Dataset):
+        return check_dataset(x, likelihood, known)
+    if isinstance(x, keras.utils.PyDataset):
+        first = keras.utils.unpack_x_y_sample_weight(x[0])[0]
+        return x, check_inputs(first, likelihood, known)[1]
+    if not hasattr(x, "shape"):
+        return x, None
+    check_images(x, likelihood, known)
+    return x, tuple(x.shape[1:])
+
+
 def check_floats(dtype: tf.DType) -> None:
     """Raises unless examples of a data set or a graph have a floating-point `dtype`."""
     if not dtype.is_floating:

@@ -34,7 +34,7 @@ class Features(NamedTuple):
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class LMCVAE(AnnealedVAE):
-    """Langevin Monte Carlo VAE: sequential importance sampling with unadjusted Langevin transitions.
+    """Langevin Monte Carlo VAE: sequential importance sampling with unadjusted Langevin.
 
     With transitions `z_k = z_{k-1} + e_k s_{b_k}(z_{k-1}) + sqrt(2 e_k) xi_k` and the noise `xi~_k`
     that would lead back,

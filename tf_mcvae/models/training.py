@@ -16,7 +16,11 @@ from tf_mcvae import random
 from tf_mcvae.distribute import replicas
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.inputs import check_not_empty, plain_errors
+from tf_mcvae.models.updates import Updates
 from tf_mcvae.performance.plan import ExecutionPlan, JitCompile, jit_for_keras, plan_execution
+
+# Keras before 3.15 returned means over all batches since the last epoch from `train_on_batch`.
+_KEEPS_METRICS = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15)
 
 # The streams of random numbers that a model draws from its one seed.
 TRAIN_STREAM, TEST_STREAM, CALL_STREAM = 0, 1, 2
@@ -69,9 +73,7 @@ class TrainedModel(keras.Model):
         self.step = self.add_counter("step")
         self.test_step_counter = self.add_counter("test_step")
         self._trackers: dict[str, keras.metrics.Mean] = {}
-        self._grad_norm = keras.metrics.Mean(name="grad_norm")
-        self._clipped = keras.metrics.Sum(name="clipped")
-        self._skipped = keras.metrics.Sum(name="skipped")
+        self._updates = Updates(self)
 
     def add_counter(self, name: str) -> keras.Variable:
         """Makes an integer weight that is saved with the model, and not trained."""
@@ -218,13 +220,158 @@ class TrainedModel(keras.Model):
             return super().predict(x, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Takes one optimizer step; as `keras.Model.train_on_batch`."""
-        return super().train_on_batch(self.check_inputs(x), *args, **kwargs)
+        """Takes one optimizer step; as `keras.Model.train_on_batch` of Keras 3.15."""
+        result = super().train_on_batch(self._check_batch(x), *args, **kwargs)
+        return keras.tree.map_structure(float, result)  # Before Keras 3.14, arrays.
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates a batch; as `keras.Model.test_on_batch`."""
-        return super().test_on_batch(self.check_inputs(x), *args, **kwargs)
+        """Evaluates a batch; as `keras.Model.test_on_batch` of Keras 3.15."""
+        result = super().test_on_batch(self._check_batch(x), *args, **kwargs)
+        return keras.tree.map_structure(float, result)  # Before Keras 3.14, arrays.
+
+    def _check_batch(self, x: Any) -> Any:
+        """Checks a batch whose metrics Keras is about to return."""
+        if _KEEPS_METRICS:
+            self.reset_metrics()
+        return self.check_inputs(x)
 
     def predict_on_batch(self, x: Any) -> Any:
         """Returns reconstructions of a batch; as `keras.Model.predict_on_batch`."""
         return super().predict_on_batch(self.check_inputs(x))
+
+    # The steps.
+
+    def execution_plan(self, training: bool) -> ExecutionPlan:
+        """Returns how a step is executed from now on, which depends on what is trained now."""
+        return plan_execution(
+            training=training,
+            jit_compile=self.jit_requested,
+            is_compiled_by_keras=bool(self.jit_compile),
+            is_distributed=self.is_distributed,
+            members=(self, *self.members()),
+            trained=self.trainable_variables,
+        )
+
+    def step_seed(self, stream: int, counter: keras.Variable) -> tf.Tensor:
+        """Returns the seed of a step, for the batch's first row."""
+        seed = random.fold_in(random.as_seed(self.seed), stream)
+        return random.fold_in(seed, tf.convert_to_tensor(counter))
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Takes one optimizer step on a batch of `x`, `(x, y)` or `(x, y, sample_weight)`."""
+        batch = Batch.of(data)
+        share = replicas.share_of_batch(tf.shape(batch.x)[0])
+        seed = self.step_seed(TRAIN_STREAM, self.step)
+
+        def differentiate(part: Batch, first: tf.Tensor) -> tuple[Estimate, list[Any]]:
+            seed_of_rows = random.at_row(seed, share.first + first)
+            return self._differentiate(part, seed_of_rows, share.total)
+
+        parts = self.execution_plan(training=True).run(differentiate, batch)
+        estimate = _joined([estimate for estimate, _ in parts])
+        gradients = _added([gradients for _, gradients in parts])
+        self._updates.apply(replicas.sum_gradients(gradients))
+        self.adapt(estimate.adaptation)
+        self.step.assign_add(1)
+        shown = {**self._track(estimate, batch.weight), **self._updates.results()}
+        return replicas.step_logs(shown)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Evaluates a batch. Nothing is learned or adapted, and the same call draws the same."""
+        batch = Batch.of(data)
+        share = replicas.share_of_batch(tf.shape(batch.x)[0])
+        seed = self.step_seed(TEST_STREAM, self.test_step_counter)
+
+        def evaluate(part: Batch, first: tf.Tensor) -> Estimate:
+            seed_of_rows = random.at_row(seed, share.first + first)
+            return self.estimate(part, seed_of_rows, training=False)._replace(adaptation=None)
+
+        estimate = _joined(self.execution_plan(training=False).run(evaluate, batch))
+        self.test_step_counter.assign_add(1)
+        return replicas.step_logs(self._track(estimate, batch.weight))
+
+    def predict_step(self, data: Any) -> tf.Tensor:
+        """Returns reconstructions of a batch."""
+        plan = self.execution_plan(training=False)
+        parts = plan.run(lambda part, _: self(part.x, training=False), Batch.of(data))
+        return tf.concat(parts, axis=0)
+
+    def _differentiate(
+        self, batch: Batch, seed: random.Seed, total: tf.Tensor
+    ) -> tuple[Estimate, list[Any]]:
+        """Returns the estimate, and what it adds to the gradient of the whole batch's loss.
+
+        The loss is averaged over the batch as Keras does: the sum of weighted values over their
+        number.
+
+        Args:
+            batch: A part of the batch.
+            seed: A seed for its rows.
+            total: The whole batch's number of examples.
+        """
+        with tf.GradientTape() as tape:
+            estimate = self.estimate(batch, seed, training=True)
+            values = estimate.loss
+            size = tf.cast(tf.size(values), total.dtype)
+            if batch.weight is not None:
+                # A weight of shape [B, 1] would be multiplied with each example's value.
+                values *= tf.reshape(tf.cast(batch.weight, values.dtype), tf.shape(values))
+            # Every part adds its share of the losses of the weights, which are the same for all.
+            loss = (tf.reduce_sum(values) + size * sum(self.losses)) / total
+            objective = self.optimizer.scale_loss(loss)
+        variables = [variable.value for variable in self.trainable_variables]
+        return estimate, tape.gradient(objective, variables)
+
+    # The metrics.
+
+    def _track(self, estimate: Estimate, weight: tf.Tensor | None) -> dict[str, Any]:
+        """Updates the metrics.
+
+        Loss and bound are averaged over examples, whatever the batches' sizes, the others over
+        batches.
+        """
+        examples = {"loss": estimate.loss, "bound": estimate.bound}
+        examples, weight = replicas.tracked(examples, weight)
+        for name, values in examples.items():
+            self._trackers[name].update_state(values, sample_weight=weight)
+        for name, value in estimate.metrics.items():
+            self._trackers[name].update_state(value)
+        return {name: tracker.result() for name, tracker in self._trackers.items()}
+
+    @property
+    def metrics(self) -> list[keras.Metric]:
+        """The metrics that are shown."""
+        # Without Keras' own loss tracker, which would be a second, empty `loss`.
+        return [*self._trackers.values(), *self._updates.metrics]
+
+    # Private names of Keras, which has no public way for these.
+
+    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
+        # Under a strategy Keras would read a batch, which a shuffled data set counts as an epoch.
+        if not self.is_distributed:
+            super()._maybe_symbolic_build(*args, **kwargs)
+
+    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
+        # What Keras shows at the end of an epoch, and of an evaluation.
+        if not self.is_distributed:
+            return super()._get_metrics_result_or_logs(logs)
+        shown = self.get_metrics_result()
+        return {name: shown[name] for name in (self._trackers if self._evaluating else shown)}
+
+
+def _joined(parts: Sequence[Estimate]) -> Estimate:
+    """Returns the estimate of a batch from those of its parts, its metrics of all replicas."""
+    sizes = [tf.cast(tf.size(part.loss), tf.float32) for part in parts]
+    return Estimate(
+        tf.concat([part.loss for part in parts], axis=0),
+        tf.concat([part.bound for part in parts], axis=0),
+        replicas.pooled_mean([dict(part.metrics) for part in parts], sizes),
+        tuple(part.adaptation for part in parts),
+    )
+
+
+def _added(parts: Sequence[list[Any]]) -> list[Any]:
+    """Adds the gradients of a batch's parts; None stays None."""
+    if len(parts) == 1:
+        return parts[0]
+    return [None if terms[0] is None else tf.add_n(terms) for terms in zip(*parts, strict=True)]

@@ -12,7 +12,7 @@ class Updates:
     """Applies gradients to a model, and counts what is done to them.
 
     Args:
-        model: A model with an optimizer, once it is compiled.
+        model: A Keras model with a `skip_gradient_norm`, once it is compiled.
     """
 
     def __init__(self, model: Any) -> None:
@@ -22,7 +22,7 @@ class Updates:
         self._skipped = keras.metrics.Sum(name="skipped")
 
     @property
-    def metrics(self) -> list[keras.metrics.Metric]:
+    def metrics(self) -> list[keras.Metric]:
         """The gradient's norm, and the numbers of clipped and skipped updates where any can be."""
         if not self._model.compiled:
             return [self._norm]
@@ -32,27 +32,28 @@ class Updates:
 
     def results(self) -> dict[str, tf.Tensor]:
         """Returns what has been counted, by name."""
-        counts = (self._clipped, self._skipped)
-        return {
-            metric.name: replicas.whole_count(metric.result())
-            if metric in counts
-            else metric.result()
-            for metric in self.metrics
-        }
+        results = {metric.name: metric.result() for metric in self.metrics}
+        counts = {self._clipped.name, self._skipped.name} & results.keys()
+        return {**results, **{name: replicas.total_of(results[name]) for name in counts}}
 
     def apply(self, gradients: list[tf.Tensor | None]) -> None:
-        """Applies gradients, unless their norm is too large."""
+        """Applies the gradients of the whole batch, unless their norm is too large."""
+        optimizer, variables = self._model.optimizer, self._model.trainable_variables
         # What Keras multiplies the loss with in mixed float16; 1 in other policies.
-        scale = self._model.optimizer.scale_loss(tf.ones([]))
+        scale = optimizer.scale_loss(tf.ones([]))
         norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients if g is not None])
         norm /= scale
         self._norm.update_state(norm)
         clip_norm, skip_norm = self._clip_norm(), self._model.skip_gradient_norm
         if clip_norm is not None:
-            self._clipped.update_state(replicas.share_of_count(norm > clip_norm))
+            self._clipped.update_state(replicas.count_of(norm > clip_norm))
         if skip_norm is None:
-            self._apply(gradients)
+            replicas.apply_gradients(optimizer, gradients, variables)
             return
         is_small = norm < skip_norm  # False for NaN too.
-        self._skipped.update_state(replicas.share_of_count(tf.logical_not(is_small)))
-        self._apply_if(is_small, gradients)
+        self._skipped.update_state(replicas.count_of(tf.logical_not(is_small)))
+        replicas.apply_gradients_if(is_small, optimizer, gradients, variables)
+
+    def _clip_norm(self) -> float | None:
+        """Returns the norm to which the optimizer clips, if it does."""
+        return getattr(replicas.inner_optimizer(self._model.optimizer), "global_clipnorm", None)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import keras
 import tensorflow as tf
 
 from tf_mcvae.performance import cores
@@ -59,9 +60,8 @@ def plan_execution(
     jit_compile: JitCompile,
     is_compiled_by_keras: bool,
     is_distributed: bool,
-    members: Sequence[Any],
-    trained: Sequence[Any],
-    has_state: bool,
+    members: Sequence[keras.Layer],
+    trained: Sequence[keras.Variable],
 ) -> ExecutionPlan:
     """Plans the step that is about to be traced, or executed eagerly.
 
@@ -70,10 +70,8 @@ def plan_execution(
         jit_compile: As `compile` was given it.
         is_compiled_by_keras: What Keras has made of it.
         is_distributed: Whether the model was made under a strategy.
-        members: The model, its networks and its likelihood; see `suits_xla`.
+        members: The model, then its networks and its likelihood; see `suits_xla`.
         trained: The variables that are trained.
-        has_state: Whether the networks have other variables too. Training may change them (moving
-            means), which parts would do all at once.
     """
     num_weights = sum(math.prod(variable.shape) for variable in trained)
     if is_distributed:
@@ -88,6 +86,8 @@ def plan_execution(
         return ExecutionPlan("keras")
     is_dense = all(len(variable.shape) <= 2 for variable in trained)
     is_light = is_dense and num_weights < FEWEST_WEIGHTS_TO_DIVIDE
+    # Training may change other variables of networks (moving means), which parts would do at once.
+    has_state = any(member.non_trainable_variables for member in members[1:])
     is_whole = is_light or (training and has_state) or not tf.inside_function()
     return ExecutionPlan("none", can_fuse(), 1 if is_whole else cores.num_parts())
 
