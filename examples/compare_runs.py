@@ -10,7 +10,7 @@
 import sys
 
 import tf_mcvae
-from tf_mcvae.cli.training import load_split
+from tf_mcvae.cli.run_data import load_split
 from tf_mcvae.evaluation import compare
 from tf_mcvae_commands.run_folder import RunFolder
 
@@ -20,13 +20,8 @@ def score(folder):
     """Estimates the log-likelihood of the test images by AIS, with the settings of the run."""
     config = folder.load_config()
     _, _, images = load_split(config, "test", config.score_examples)
-    return tf_mcvae.estimate_log_likelihood(
-        tf_mcvae.load_model(folder.model),
-        images,
-        num_chains=config.ais_chains,
-        num_temperatures=config.ais_temperatures,
-        num_leapfrog_steps=config.ais_leapfrogs,
-    )
+    model = tf_mcvae.load_model(folder.model)
+    return tf_mcvae.estimate_log_likelihood(model, images, config.annealing)
 
 
 # %%

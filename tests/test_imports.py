@@ -193,6 +193,11 @@ def test_importing_the_package_does_not_import_data_sets_or_the_command_line():
         (["train_keras.py", "--help"], "--num-transitions"),
         (["train_keras.py", "--num-transitions", "0"], "error: --num-transitions"),
         (["-m", "tf_mcvae_commands.evaluate", "--help"], "--preset"),
+        (
+            ["-m", "tf_mcvae_commands.evaluate", "x", "--chains", "0"],
+            "error: --num-chains/--chains",
+        ),
+        (["-m", "tf_mcvae_commands.evaluate", "nowhere"], "error: There is no such run"),
     ],
     ids=str,
 )

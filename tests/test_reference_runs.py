@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_mcvae.cli import building, callbacks, training
+from tf_mcvae.cli import building, callbacks, run_data
 from tf_mcvae.datasets import DataSpec
 from tf_mcvae_commands import train as cli
-from tf_mcvae_commands.settings import SETTINGS, RunConfig
+from tf_mcvae_commands.training_settings import SETTINGS, RunConfig
 
 PATH = pathlib.Path(__file__).parents[1] / "experiments/reference_runs.py"
 SPEC = importlib.util.spec_from_file_location("reference_runs", PATH)
@@ -55,7 +55,7 @@ FIELDS = {
 def settings(number):
     words = reference_runs.words_of(ROWS[number])
     config = RunConfig(**vars(cli.make_parser().parse_args(words)))
-    return training.complete(config, SPECS[config.dataset])
+    return run_data.complete(config, SPECS[config.dataset])
 
 
 def build(number):

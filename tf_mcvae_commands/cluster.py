@@ -1,6 +1,6 @@
 """The workers of a run on several machines, as TF_CONFIG names them.
 
-To find out which of them this process is needs no TensorFlow.
+Which of them this process is can be told without TensorFlow.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ class Worker:
     """A process that takes part in a run.
 
     Attributes:
-        index: Its number; that of the chief, which alone writes files, is 0.
-        count: How many there are.
+        index: Its number; the chief, which alone writes files, has 0.
+        count: The number of workers.
     """
 
     index: int = 0
@@ -40,12 +40,10 @@ def this_worker(strategy: str) -> Worker:
     """Returns which worker this process is under a strategy.
 
     Args:
-        strategy: `"none"`, `"mirrored"` or `"multiworker"`; of the last TF_CONFIG names the
-            workers.
+        strategy: `"none"`, `"mirrored"`, or `"multiworker"`, whose workers TF_CONFIG names.
 
     Raises:
-        ValueError: If TF_CONFIG is not there, or does not describe workers and which of them this
-            is.
+        ValueError: If TF_CONFIG is missing, or does not describe workers with this one among them.
     """
     if strategy != "multiworker":
         return ALONE
@@ -60,12 +58,12 @@ def this_worker(strategy: str) -> Worker:
 
 
 class LostWorkerError(Exception):
-    """Another worker is gone, and this one cannot go on without it."""
+    """Another worker is gone, and this one cannot continue without it."""
 
 
 @contextlib.contextmanager
 def joined(strategy: str) -> Iterator[tuple[Worker, Any]]:
-    """Joins this process with the other workers; the output of all but the chief is left out.
+    """Joins this process with the other workers; only the chief prints.
 
     Args:
         strategy: See `this_worker`.
@@ -94,7 +92,7 @@ def joined(strategy: str) -> Iterator[tuple[Worker, Any]]:
 def _read(config: Any) -> Worker:
     tasks = {kind: config["cluster"].get(kind, []) for kind in ("chief", "worker")}
     if set(config["cluster"]) - set(tasks) or len(tasks["chief"]) > 1:
-        raise ValueError("There are other tasks than a chief and workers")
+        raise ValueError("There are tasks other than a chief and workers")
     known = [(kind, index) for kind in tasks for index in range(len(tasks[kind]))]
     task = (config["task"]["type"], int(config["task"]["index"]))
     return Worker(known.index(task), len(known))

@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from typing import Self
 
-from tf_mcvae_commands.settings import RunConfig
+from tf_mcvae_commands.training_settings import RunConfig
 
 
 class RunFolder:
-    """The folder of a run, `saved_models/<name>/`, which holds everything that the run writes.
+    """The folder of a run, `saved_models/<name>/`, which has all files that the run writes.
 
-    A folder with `config.json` is a run; one with `metrics.json` too is finished.
+    A folder with `config.json` is a run; if it also has `metrics.json`, the run is finished.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -31,10 +31,10 @@ class RunFolder:
 
     @classmethod
     def find(cls, name: str, output_dir: str) -> Self:
-        """Returns an interrupted run: by name, by path, or with `""` the latest.
+        """Returns an interrupted run by its name or path, or for `""` the latest one.
 
         Raises:
-            ValueError: If there is none, or it is finished.
+            ValueError: If there is no such run, or it is finished.
         """
         runs = sorted(pathlib.Path(output_dir).glob("*/config.json"), key=os.path.getmtime)
         open_runs = [run.parent for run in runs if not cls(run.parent).metrics.exists()]
@@ -54,22 +54,22 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Makes the folder, and removes it if nothing was written before an error.
+        """Makes the folder, and removes it again if the block leaves it empty.
 
         Raises:
-            ValueError: If there is something in it already, or it cannot be made or written to.
+            ValueError: If it is not empty, or cannot be made or written to.
         """
         self._make()
         if any(self.path.iterdir()):
             way = "choose another --name, or remove that folder"
             if self.config.exists() and not self.metrics.exists():
-                way = f"go on with it by `--resume {self.path.name}`, {way}"
+                way = f"continue it by `--resume {self.path.name}`, {way}"
             raise ValueError(f"There is a run of this name: {way}. Received: {str(self.path)!r}")
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
-                self.path.rmdir()  # Only an empty folder can be removed so.
+                self.path.rmdir()  # This fails unless the folder is empty.
 
     def _make(self) -> None:
         try:
@@ -92,7 +92,7 @@ class RunFolder:
         return RunConfig.from_saved(values, self.config)
 
     def written(self) -> list[str]:
-        """Returns the names of what the folder holds."""
+        """Returns the names of the files and folders in it."""
         return sorted(
             f"{path.name}/" if path.is_dir() else path.name for path in self.path.iterdir()
         )

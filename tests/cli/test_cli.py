@@ -1,4 +1,4 @@
-"""The command line: what parses, what a run writes, and that an interrupted run goes on exactly."""
+"""The training command: what parses, what a run writes, and that an interrupted run continues."""
 
 import contextlib
 import dataclasses
@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_mcvae.cli import building, callbacks, training
+from tf_mcvae.cli import building, callbacks, environment, run_data, training
 from tf_mcvae.datasets import DataSpec
 from tf_mcvae.files import replacing, write_json
 from tf_mcvae_commands import train as cli
 from tf_mcvae_commands.run_folder import RunFolder
-from tf_mcvae_commands.settings import RunConfig
+from tf_mcvae_commands.training_settings import RunConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = DataSpec("digits", (8, 8, 1), "bernoulli", 1350, 150, 297)
@@ -157,10 +157,10 @@ def test_a_limit_with_a_point_is_a_fraction_and_without_one_a_count(text, value)
 
 def test_limits_count_batches():
     config = settings("--batch_size 100 --limit_train_batches 0.5 --limit_val_batches 1")
-    _, data = training.load_data(config)
+    _, data = run_data.load_data(config)
     assert (len(data.train), len(data.validation)) == (6, 1)
     assert len(list(data.train)) == 6
-    _, data = training.load_data(settings("--limit_train_batches 1.0 --limit_val_batches 99"))
+    _, data = run_data.load_data(settings("--limit_train_batches 1.0 --limit_val_batches 99"))
     assert (len(data.train), len(data.validation)) == (27, 3)
 
 
@@ -273,7 +273,7 @@ def test_help_of_the_script_groups_the_flags_and_shows_defaults():
 
 
 def build(line, steps_per_epoch=10):
-    config = training.complete(settings(line), DIGITS)
+    config = run_data.complete(settings(line), DIGITS)
     return building.build_model(config, DIGITS, steps_per_epoch)
 
 
@@ -287,7 +287,7 @@ def build(line, steps_per_epoch=10):
 )
 def test_defaults_suit_the_size_of_the_images(side, line, expected):
     spec = DataSpec("some", (side, side, 1), "bernoulli", 100, 100, 100)
-    config = training.complete(settings(line), spec)
+    config = run_data.complete(settings(line), spec)
     assert (config.architecture, config.learning_rate) == expected
 
 
@@ -374,7 +374,7 @@ def test_the_reference_schedule_quarters_the_rate_at_epochs_10_20_and_30():
 )
 def test_the_rate_decays_by_default_where_it_did_in_the_reference(side, line, expected):
     spec = DataSpec("some", (side, side, 1), "bernoulli", 100, 100, 100)
-    assert training.complete(settings(line), spec).lr_schedule == expected
+    assert run_data.complete(settings(line), spec).lr_schedule == expected
 
 
 STEPS = np.array([0, 1, 30, 99, 100, 250])
@@ -405,10 +405,10 @@ def test_gpus_are_hidden_and_a_lack_is_noted(monkeypatch, capsys):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["first", "second"])
     monkeypatch.setattr(tf.config, "set_visible_devices", lambda *call: visible.append(call))
     for count in (None, 0, 1, 2):
-        training.show_gpus(count)
+        environment.show_gpus(count)
     assert visible == [([], "GPU"), (["first"], "GPU"), (["first", "second"], "GPU")]
     assert capsys.readouterr().err == ""
-    training.show_gpus(3)
+    environment.show_gpus(3)
     assert capsys.readouterr().err == "note: --gpus 3, but TensorFlow finds 2\n"
 
 
@@ -428,7 +428,7 @@ def test_pixels_are_binarised_where_the_likelihood_is_bernoulli(
 ):
     images = np.linspace(0.2, 0.8, 40 * 64 * channels).reshape(40, 8, 8, channels)
     np.save(tmp_path / "images.npy", images)
-    config, data = training.load_data(settings(f"--dataset {tmp_path / 'images.npy'} {line}"))
+    config, data = run_data.load_data(settings(f"--dataset {tmp_path / 'images.npy'} {line}"))
     assert (config.likelihood, config.binarize) == (likelihood, binarize)
     x = next(iter(data.train)).numpy()
     assert np.isin(x, [0.0, 1.0]).all() == binarize
@@ -447,7 +447,7 @@ def test_pixels_are_binarised_where_the_likelihood_is_bernoulli(
 def test_as_many_examples_are_scored_as_take_a_minute(shape, line, count):
     num_test = 297 if shape == (8, 8, 1) else 10_000
     spec = DataSpec("some", shape, "bernoulli", 100, 100, num_test)
-    assert training._score_examples(settings(line), spec) == count
+    assert run_data._score_examples(settings(line), spec) == count
 
 
 # Runs.
@@ -502,7 +502,9 @@ def test_a_run_writes_its_folder(tmp_path, capsys):
 
     output = capsys.readouterr().out
     assert "epoch 2/2  bound" in output
-    assert f"IWAE-7 {scores['iwae']['mean']:18.2f} ±" in output
+    rows = {line.split()[0]: " ".join(line.split()) for line in output.splitlines() if "±" in line}
+    assert rows["IWAE-7"].startswith(f"IWAE-7 {scores['iwae']['mean']:.3f} ± ")
+    assert "latent dimensions active" in output
     assert "Written to" in output
     assert max(map(len, output.splitlines())) < 200
 

@@ -21,6 +21,7 @@ import tf_mcvae
 from tf_mcvae import estimate_bound, estimate_elbo, estimate_iwae, estimate_log_likelihood, random
 from tf_mcvae.evaluation import (
     PRESETS,
+    AISSettings,
     annealed,
     bidirectional_gap,
     chunks,
@@ -88,7 +89,7 @@ def test_elbo_and_iwae_agree_with_closed_forms(name):
     ("name", "start"), [("VAE", "encoder"), ("VAE", "prior"), ("LMCVAE", "encoder")]
 )
 def test_annealed_importance_sampling_agrees_with_the_evidence(name, start):
-    result = estimate_log_likelihood(MODELS[name], X, 16, 250, 5, start=start, seed=4)
+    result = estimate_log_likelihood(MODELS[name], X, AISSettings(16, 250, 5), start=start, seed=4)
     assert agrees(result, EVIDENCE)
     assert result.monte_carlo_error < 0.03
     # The pilot run reached about its target, in the mean; no transition stands still.
@@ -122,7 +123,7 @@ def test_elbo_and_iwae_of_a_flow(flow_vae):
 @pytest.mark.parametrize("start", ["encoder", "prior"])
 def test_annealed_importance_sampling_of_a_flow(start, flow_vae):
     """From the encoder chains run before the flow, from the prior after it."""
-    result = estimate_log_likelihood(flow_vae, X, 16, 250, 5, start=start, seed=4)
+    result = estimate_log_likelihood(flow_vae, X, AISSettings(16, 250, 5), start=start, seed=4)
     assert agrees(result, EVIDENCE)
     assert result.monte_carlo_error < 0.03
     assert result.effective_sample_size[0] > 8
@@ -160,7 +161,7 @@ def test_annealed_importance_sampling_agrees_with_quadrature(start, curved_vae):
     """An estimator that shares no code with it, on posteriors that are not Gaussian."""
     model, x = curved_vae
     exact = quadrature(model.decoder, x)
-    result = estimate_log_likelihood(model, x, 64, 300, 5, start=start, seed=4)
+    result = estimate_log_likelihood(model, x, AISSettings(64, 300, 5), start=start, seed=4)
     assert agrees(result, exact.mean())
     assert result.monte_carlo_error < 0.02
     np.testing.assert_allclose(result.per_example, exact, atol=0.2)
@@ -171,7 +172,7 @@ def test_annealed_importance_sampling_agrees_with_quadrature(start, curved_vae):
 @pytest.mark.slow
 def test_few_temperatures_are_annealed_too():
     """Two are one transition, at a temperature between the ends: it helps the weights."""
-    result = estimate_log_likelihood(VAE, X, 10_000, 2, 10)
+    result = estimate_log_likelihood(VAE, X, AISSettings(10_000, 2, 10))
     assert agrees(result, EVIDENCE)
     direct = estimate_iwae(VAE, X, 10_000)
     # At one of the ends it would change nothing: a ratio of 1, known to about 1 %.
@@ -183,7 +184,7 @@ def test_few_temperatures_are_annealed_too():
     [pytest.param(0.4, 0.3, 0.6, marks=pytest.mark.slow), (0.9, 0.85, 0.95)],
 )
 def test_pilot_run_follows_the_target_acceptance(target, low, high):
-    result = estimate_log_likelihood(VAE, X, 16, 250, 2, target_acceptance=target)
+    result = estimate_log_likelihood(VAE, X, AISSettings(16, 250, 2), target_acceptance=target)
     assert low < result.acceptance[1] < high
 
 
@@ -346,6 +347,28 @@ def test_bad_settings(settings, message):
         estimate_log_likelihood(VAE, X, **settings)
 
 
+@pytest.mark.parametrize("function", [estimate_log_likelihood, bidirectional_gap])
+def test_unknown_settings_are_answered_with_the_one_that_was_meant(function):
+    arguments = (VAE, X) if function is estimate_log_likelihood else (VAE, 2)
+    match = r"no field `num_chain` \(did you mean `num_chains`\?\)\. Received: num_chain=3"
+    with pytest.raises(TypeError, match=match):
+        function(*arguments, num_chain=3)
+    with pytest.raises(TypeError, match=r"they are num_chains, .*\. Received: loud=True"):
+        function(*arguments, loud=True)
+    with pytest.raises(TypeError, match=r"must be an `AISSettings`.*Received: settings=16"):
+        function(*arguments, 16)
+
+
+def test_settings_are_given_whole_by_name_or_both():
+    settings = AISSettings(3, 4, 1)
+    whole = estimate_log_likelihood(VAE, X, settings, seed=1)
+    for given in (
+        estimate_log_likelihood(VAE, X, **QUICK, seed=1),
+        estimate_log_likelihood(VAE, X, settings.updated(num_chains=7), num_chains=3, seed=1),
+    ):
+        assert given.to_dict() == whole.to_dict()
+
+
 @pytest.mark.parametrize("estimate", [estimate_elbo, estimate_iwae])
 def test_bad_number_of_samples(estimate):
     with pytest.raises(ValueError, match=r"positive integer.*Received: num_samples=0"):
@@ -395,7 +418,8 @@ def test_estimates_are_hardly_ever_far_above_the_evidence(loose):
         result = estimate_iwae(VAE, many, 1, chunk_size=4000)
     else:
         settings = {"num_temperatures": 2, "num_leapfrog_steps": 1, "step_size": 0.5}
-        result = estimate_log_likelihood(VAE, many, 1, start="prior", chunk_size=4000, **settings)
+        settings = {"num_chains": 1, "start": "prior", **settings}
+        result = estimate_log_likelihood(VAE, many, chunk_size=4000, **settings)
     excess = result.per_example - PPCA.log_evidence(X[:1])
     assert excess.mean() < -0.1  # Loose enough for the shares to mean something.
     for b in (0.25, 0.5, 1.0, 1.5, 2.0):
@@ -415,7 +439,8 @@ def test_estimates_are_hardly_ever_far_above_the_evidence(loose):
 def test_bidirectional_bounds_bracket_the_evidence(name, start):
     """Of the simulated images, whose evidence is known; loose settings, so that there is a gap."""
     settings = {"num_temperatures": 12, "num_leapfrog_steps": 2, "start": start}
-    gap = bidirectional_gap(MODELS[name], 1000, 2, chunk_size=2000, seed=3, **settings)
+    settings["num_chains"] = 2
+    gap = bidirectional_gap(MODELS[name], 1000, chunk_size=2000, seed=3, **settings)
     assert gap.lower.settings["num_examples"] == 1000
     assert gap.gap == pytest.approx(gap.upper.mean - gap.lower.mean)
     x, _ = simulated(MODELS[name], 1000, 3)
@@ -425,7 +450,7 @@ def test_bidirectional_bounds_bracket_the_evidence(name, start):
         assert within(np.exp(sign * (estimate.per_example - evidence)), 1.0)
         off = sign * (evidence - estimate.per_example)
         assert off.mean() > 3 * off.std() / np.sqrt(len(off))
-    tight = bidirectional_gap(MODELS[name], 200, 16, 150, 5, start=start)
+    tight = bidirectional_gap(MODELS[name], 200, AISSettings(16, 150, 5), start=start)
     assert abs(tight.gap) < 0.2 * gap.gap
     assert "<= log p(x) <=" in str(gap)
     assert json.loads(json.dumps(gap.to_dict(), allow_nan=False))["gap"] == gap.gap
@@ -453,7 +478,7 @@ def test_bidirectional_bounds_of_a_flow(start, flow_vae):
     The error of a single image has heavy tails, so the bound is on their root mean square, which
     lay between 0.06 and 0.12 over the seeds 0 to 5.
     """
-    gap = bidirectional_gap(flow_vae, 100, 16, 150, 5, start=start)
+    gap = bidirectional_gap(flow_vae, 100, AISSettings(16, 150, 5), start=start)
     evidence = PPCA.log_evidence(simulated(flow_vae, 100, 0)[0])
     for estimate, sign in ((gap.lower, 1.0), (gap.upper, -1.0)):
         off = estimate.per_example - evidence
@@ -475,7 +500,7 @@ def test_more_temperatures_do_not_lower_the_estimate():
     many = np.repeat(X, 20, 0)
     results = [
         estimate_log_likelihood(
-            VAE, many, 4, number, 3, start="prior", chunk_size=4000, seed=number
+            VAE, many, AISSettings(4, number, 3, start="prior"), chunk_size=4000, seed=number
         )
         for number in (5, 10, 20, 40, 80)
     ]
@@ -489,17 +514,13 @@ def test_more_temperatures_do_not_lower_the_estimate():
 def test_the_graph_does_not_grow_with_the_temperatures():
     sizes = []
     for number in (10, 1000):
-        settings = {"num_temperatures": number, "num_chains": 2, "num_leapfrog_steps": 3}
-        images = tf.TensorSpec([None, 5])
-        anneal = annealed._Annealing(VAE, images, {**SETTINGS, **settings})
+        settings = AISSettings(2, number, 3, target_acceptance=0.6)
+        anneal = annealed._Annealing(VAE, tf.TensorSpec([None, 5]), settings)
         seed = random.at_row(random.as_seed(0), 0)
         steps = tf.fill([number - 1], 0.1)
         graph = anneal.forward.get_concrete_function(tf.constant(X), steps, seed).graph
         sizes.append(len(graph.as_graph_def().node))
     assert sizes[0] == sizes[1]
-
-
-SETTINGS = {"schedule": "sigmoid", "step_size": None, "target_acceptance": 0.6, "start": "encoder"}
 
 
 # In chunks, with interruptions.
@@ -629,7 +650,7 @@ def test_latent_statistics():
 
 
 def test_the_reference_preset_is_its_five_temperatures():
-    result = estimate_log_likelihood(VAE, X, **PRESETS["reference_quick"])
+    result = estimate_log_likelihood(VAE, X, PRESETS["reference_quick"])
     np.testing.assert_allclose(linear_temperatures(4), [0.0, 0.25, 0.5, 0.75, 1.0])
     assert result.acceptance[1] > 0.9  # Its steps are small.
     assert set(PRESETS) == {"quick", "standard", "paper", "reference_quick"}
@@ -639,9 +660,9 @@ def test_the_reference_preset_is_its_five_temperatures():
 
 
 def test_warnings_say_when_not_to_believe():
-    good = estimate_log_likelihood(VAE, X, 16, 100, 5, target_acceptance=0.8)
+    good = estimate_log_likelihood(VAE, X, AISSettings(16, 100, 5), target_acceptance=0.8)
     assert good.warnings == ()
-    rough = estimate_log_likelihood(VAE, X, 16, 20, 5, step_size=1.5)
+    rough = estimate_log_likelihood(VAE, X, AISSettings(16, 20, 5), step_size=1.5)
     assert any("transitions accept less than 0.6" in text for text in rough.warnings)
     assert "warning: " in str(rough)
     far = np.full([10, 5], 60.0, np.float32)

@@ -11,10 +11,10 @@ import pytest
 import tensorflow as tf
 
 import tf_mcvae
-from tf_mcvae.cli import training
+from tf_mcvae.cli import run_data, training
 from tf_mcvae.export import check_servable, export_saved_model
 from tf_mcvae_commands.run_folder import RunFolder
-from tf_mcvae_commands.settings import RunConfig
+from tf_mcvae_commands.training_settings import RunConfig
 
 SHAPE, LATENT_DIM, NUM_SAMPLES = (8, 8, 1), 3, 16
 INPUTS = {
@@ -389,7 +389,7 @@ def test_bytes_have_the_range_that_was_named(small_model, small_served):
 
 def test_a_run_is_exported_with_what_is_known_of_it(small_model, tmp_path):
     settings = RunConfig(dataset="digits", model="VAE", score_examples=10, binarize=True)
-    config, data = training.load_data(settings)
+    config, data = run_data.load_data(settings)
     folder = RunFolder(tmp_path)
     training.export(config, small_model, data, folder, {"epochs": 3})
     card = json.loads((folder.serving / "1" / "model_card.json").read_text("utf-8"))

@@ -10,7 +10,8 @@ from tf_mcvae.layers import StepSize
 from tf_mcvae.layers.likelihoods import Gaussian
 from tf_mcvae.layers.networks import Decoder, Encoder
 from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, FlowVAE, MonteCarloVAE
-from tf_mcvae_commands.settings import RunConfig, schedule_call
+from tf_mcvae_commands.options import schedule_call
+from tf_mcvae_commands.training_settings import RunConfig
 
 _MODELS: dict[str, type[MonteCarloVAE]] = {
     "VAE": VAE,
@@ -22,7 +23,7 @@ _MODELS: dict[str, type[MonteCarloVAE]] = {
 
 
 def build_model(config: RunConfig, spec: DataSpec, steps_per_epoch: int) -> MonteCarloVAE:
-    """Returns a new model, built and compiled, for settings that are complete."""
+    """Returns a new model, built and compiled, for completed settings."""
     networks: dict[str, Any] = {
         "architecture": config.architecture,
         "activation": config.activation,
@@ -48,7 +49,7 @@ def build_model(config: RunConfig, spec: DataSpec, steps_per_epoch: int) -> Mont
 
 
 def _own_arguments(config: RunConfig) -> dict[str, Any]:
-    """Returns what the constructor of this model takes beside those of all."""
+    """Returns the arguments that only this model's constructor takes."""
     if config.model == "FlowVAE":
         return {"flow": config.flow_type, "num_flows": config.num_flows}
     if config.model == "L-MCVAE":
@@ -80,7 +81,7 @@ def _transition_arguments(config: RunConfig) -> dict[str, Any]:
 
 
 def learning_rate(config: RunConfig, steps_per_epoch: int) -> Any:
-    """Returns the learning rate of complete settings: a number, or a Keras schedule.
+    """Returns the learning rate of completed settings: a number, or a Keras schedule.
 
     Raises:
         ValueError: If there is no such schedule in Keras, or its arguments do not fit.
@@ -109,7 +110,7 @@ def _keras_schedule(text: str, rate: float) -> Any:
         arguments = {"initial_learning_rate": rate, **arguments}
     try:
         schedule = kinds[name](**arguments)
-        float(schedule(0))  # What does not fit may show only here.
+        float(schedule(0))  # Some mistakes in the arguments raise only here.
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"These arguments do not fit {name}{inspect.signature(kinds[name])}: {error}. "

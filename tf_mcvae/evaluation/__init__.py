@@ -1,15 +1,15 @@
 """Held-out log-likelihood with error bars: ELBO, IWAE-k, and annealed importance sampling.
 
-Every function takes images as an array or a `tf.data.Dataset` of batches (`x` or `(x, y)`), draws
-from one seed, and returns a result that prints and turns to JSON. All estimates are in nats per
+Every function takes images as an array or a `tf.data.Dataset` of batches (`x` or `(x, y)`), takes
+one seed, and returns a result that prints and converts to JSON. All estimates are in nats per
 example and are lower bounds in expectation, which tighten with their settings;
-`bidirectional_gap` says how far.
+`bidirectional_gap` bounds their error.
 
-Inside the scope of a `MultiWorkerMirroredStrategy` the workers share the examples; every one must
-call the same functions, and has the same results, those of one process but for rounding.
+Inside the scope of a `MultiWorkerMirroredStrategy` the workers share the examples. Each must call
+the same functions, and gets the same results, which are those of one process up to rounding.
 """
 
-from tf_mcvae.evaluation.annealed import PRESETS, bidirectional_gap, estimate_log_likelihood
+from tf_mcvae.evaluation.annealed import bidirectional_gap, estimate_log_likelihood
 from tf_mcvae.evaluation.results import (
     BidirectionalGap,
     Comparison,
@@ -23,9 +23,11 @@ from tf_mcvae.evaluation.sampling import (
     estimate_iwae,
     latent_statistics,
 )
+from tf_mcvae_commands.ais import PRESETS, AISSettings
 
 __all__ = [
     "PRESETS",
+    "AISSettings",
     "BidirectionalGap",
     "Comparison",
     "LatentStatistics",

@@ -1,8 +1,9 @@
 """Annealed importance sampling with Hamiltonian Monte Carlo, forwards and backwards."""
 
+import os
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, Unpack
 
 import numpy as np
 import tensorflow as tf
@@ -32,105 +33,70 @@ from tf_mcvae.evaluation.results import (
 from tf_mcvae.kernels import HamiltonianMonteCarlo, TransitionResults
 from tf_mcvae.kernels.path import AnnealedPath
 from tf_mcvae.layers.schedules import linear_temperatures, sigmoid_temperatures
-from tf_mcvae.models import FlowVAE, MonteCarloVAE
+from tf_mcvae.models import MonteCarloVAE
 from tf_mcvae.objectives.annealed import AnnealedSamples, annealed_importance_sampling
 from tf_mcvae.objectives.bounds import standard_normal_log_prob
 from tf_mcvae.performance.fusion import fusing_graph
+from tf_mcvae_commands.ais import AISOverrides, AISSettings
 
-# Settings by name, to be given as `**PRESETS[name]`.
-PRESETS: dict[str, dict[str, Any]] = {
-    # A first look, a minute on a few hundred images.
-    "quick": {"num_chains": 8, "num_temperatures": 100, "num_leapfrog_steps": 3},
-    "standard": {"num_chains": 16, "num_temperatures": 300, "num_leapfrog_steps": 5},
-    # As in arXiv 1611.04273, to be cited.
-    "paper": {"num_chains": 16, "num_temperatures": 1000, "num_leapfrog_steps": 10},
-    # What the reference implementation reports in training; loose, for its tables only.
-    "reference_quick": {
-        "num_chains": 10,
-        "num_temperatures": 4,
-        "num_leapfrog_steps": 3,
-        "schedule": "linear",
-        "step_size": 0.05,
-    },
-}
-
-_SCHEDULES = {"sigmoid": sigmoid_temperatures, "linear": linear_temperatures}
-
-# Examples whose chains' acceptance the pilot run follows.
+# Number of examples of the pilot run.
 _PILOT_EXAMPLES = 10
-# How fast a step size follows: its logarithm moves by this times what the acceptance is off.
+# Gain of the adaptation: the log of a step size changes by this times the acceptance's error.
 _GAIN = 0.4
-# Updates of the step size that a pilot run needs, and the most runs that are added to have them.
+# Updates of the step size that a pilot run needs, and the largest number of runs that are added.
 _PILOT_UPDATES, _MOST_CORRECTIONS = 300, 30
 
 
 def estimate_log_likelihood(
     model: MonteCarloVAE,
     data: Any,
-    num_chains: int = 16,
-    num_temperatures: int = 1000,
-    num_leapfrog_steps: int = 10,
-    schedule: str = "sigmoid",
-    step_size: float | None = None,
-    target_acceptance: float = 0.65,
-    start: str = "encoder",
+    settings: AISSettings | None = None,
+    *,
     chunk_size: int = 1600,
     seed: int = 0,
-    checkpoint: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     verbose: int = 0,
+    **overrides: Unpack[AISOverrides],
 ) -> LogLikelihoodEstimate:
     """Estimates `log p(x)` by annealed importance sampling with Hamiltonian Monte Carlo.
 
     Each chain starts from the encoder and is annealed to the posterior. A pilot run on the first 10
-    examples tunes one step size per temperature to the target acceptance, beginning from 0.1 and
-    moving it by a few per cent from temperature to temperature; with few temperatures further runs
-    correct it. The scored run uses other random numbers and keeps the steps fixed, so that
+    examples tunes one step size for each transition to the target acceptance, starting from 0.1 and
+    adapting it by a few per cent from transition to transition; with few temperatures further runs
+    correct it. The scored run uses other random numbers and keeps the step sizes fixed, so that
     `E[w] = p(x)` holds.
 
     Args:
         model: A trained model of any kind.
         data: Images `[N, ...]`, or a dataset of batches.
-        num_chains: Chains for each example.
-        num_temperatures: T; the chains make T - 1 transitions. At least 2.
-        num_leapfrog_steps: Leapfrog steps of a transition.
-        schedule: `"sigmoid"` or `"linear"`.
-        step_size: One step size for all transitions, without a pilot run. None: tuned.
-        target_acceptance: Acceptance that the pilot run tunes to.
-        start: `"encoder"`, in a FlowVAE with its flow; or `"prior"` as a cross-check.
-        chunk_size: Most chains (examples times chains of each) in memory at a time; the result
-            does not depend on it but by rounding.
+        settings: An `AISSettings`, such as `PRESETS["standard"]`; by default `AISSettings()`.
+        chunk_size: Largest number of chains (examples times chains of each) in memory at a time;
+            the result depends on it only by rounding.
         seed: Seed of the draws.
-        checkpoint: A `.npz` file that is written after each chunk of examples, and gone on with if
-            it is there. None: none.
+        checkpoint: A `.npz` file, written after each chunk of examples; an existing one is
+            continued. None disables checkpointing.
         verbose: 1 shows a progress bar with the time left.
+        **overrides: Fields of `AISSettings` in the place of those of `settings`.
 
     Returns:
         A `LogLikelihoodEstimate`; a lower bound in expectation.
 
     Raises:
+        TypeError: If `AISSettings` has no field of a name.
         ValueError: If there are no examples, they do not fit the model, a setting is out of range,
-            or the checkpoint is of something else.
+            or the checkpoint is that of another evaluation.
 
     Reference:
         Wu et al., On the Quantitative Analysis of Decoder-Based Generative Models,
         arXiv 1611.04273; Huang et al., Evaluating Lossy Compression Rates of Deep Generative
         Models, arXiv 2008.06653.
     """
-    settings = {
-        "num_chains": num_chains,
-        "num_temperatures": num_temperatures,
-        "num_leapfrog_steps": num_leapfrog_steps,
-        "schedule": schedule,
-        "step_size": step_size,
-        "target_acceptance": target_acceptance,
-        "start": start,
-        "seed": seed,
-    }
-    _check(settings)
+    settings = _resolved(settings, overrides)
     check_positive_integer("chunk_size", chunk_size)
     anneal = _Annealing(model, images_spec(model, data), settings)
     pilot_seed, score_seed = random.split(random.as_seed(seed))
-    progress = start_progress(checkpoint, model, data, settings, verbose)
+    used = {**asdict(settings), "seed": seed}
+    progress = start_progress(checkpoint, model, data, used, verbose)
     if "step_sizes" not in progress.constants:
         pilot = next(iter(batches(model, data, _PILOT_EXAMPLES)))
         progress.constants["step_sizes"] = anneal.step_sizes(pilot, pilot_seed).numpy()
@@ -139,65 +105,48 @@ def estimate_log_likelihood(
     def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
         return _results(*anneal.forward(x, step_sizes, random.at_row(score_seed, first)))
 
-    results = score_in_chunks(score, model, data, num_chains, chunk_size, progress)
-    return _summary(*results, settings)
+    results = score_in_chunks(score, model, data, settings.num_chains, chunk_size, progress)
+    return _summary(*results, used)
 
 
 def bidirectional_gap(
     model: MonteCarloVAE,
     num_examples: int = 100,
-    num_chains: int = 16,
-    num_temperatures: int = 1000,
-    num_leapfrog_steps: int = 10,
-    schedule: str = "sigmoid",
-    step_size: float | None = None,
-    target_acceptance: float = 0.65,
-    start: str = "encoder",
+    settings: AISSettings | None = None,
+    *,
     chunk_size: int = 1600,
     seed: int = 0,
+    **overrides: Unpack[AISOverrides],
 ) -> BidirectionalGap:
-    """Bounds from both sides how loose `estimate_log_likelihood` is, by bidirectional Monte Carlo.
+    """Bounds the error of `estimate_log_likelihood` from both sides (bidirectional Monte Carlo).
 
     Images are simulated, `z* ~ N(0, I)` and `x ~ p(x|z*)`, so that z* is an exact draw of `p(z|x)`.
     Chains that start there and run backwards give an unbiased estimate of `1 / p(x)`, and so a
-    stochastic upper bound on `log p(x)`; the usual chains give the lower one. The gap is what the
-    settings leave open on data like the model's own; on other data it may be larger.
+    stochastic upper bound on `log p(x)`; the usual chains give the lower bound. The gap between the
+    two bounds the error for data like the model's own; for other data it may be larger.
 
     Args:
         model: A trained model of any kind; a FlowVAE whose flow has no inverse needs
             `start="prior"`.
-        num_examples: How many images are simulated.
-        num_chains: See `estimate_log_likelihood`, as for the following.
-        num_temperatures: T.
-        num_leapfrog_steps: Leapfrog steps of a transition.
-        schedule: `"sigmoid"` or `"linear"`.
-        step_size: None: tuned in a pilot run, on the first 10 simulated images.
-        target_acceptance: Acceptance that the pilot run tunes to.
-        start: `"encoder"` or `"prior"`.
-        chunk_size: Most chains in memory at a time.
+        num_examples: Number of images that are simulated.
+        settings: See `estimate_log_likelihood`; the pilot run is on the first 10 simulated images.
+        chunk_size: Largest number of chains in memory at a time.
         seed: Seed of the images and of the draws.
+        **overrides: See `estimate_log_likelihood`.
 
     Returns:
         A `BidirectionalGap`.
 
     Raises:
-        ValueError: If the model is not built, or a setting is out of range.
+        TypeError: If `AISSettings` has no field of a name.
+        ValueError: If the model is not built, a setting is out of range, or the flow has no
+            inverse.
 
     Reference:
         Grosse et al., Measuring the reliability of MCMC inference with bidirectional Monte Carlo,
         arXiv 1606.02275.
     """
-    settings = {
-        "num_chains": num_chains,
-        "num_temperatures": num_temperatures,
-        "num_leapfrog_steps": num_leapfrog_steps,
-        "schedule": schedule,
-        "step_size": step_size,
-        "target_acceptance": target_acceptance,
-        "start": start,
-        "seed": seed,
-    }
-    _check(settings)
+    settings = _resolved(settings, overrides)
     check_positive_integer("chunk_size", chunk_size)
     check_positive_integer("num_examples", num_examples)
     model.require_built()
@@ -205,7 +154,7 @@ def bidirectional_gap(
     data_seed, pilot_seed, lower_seed, upper_seed = random.split(random.as_seed(seed), 4)
     pilot, _ = simulate(model, min(_PILOT_EXAMPLES, num_examples), random.at_row(data_seed, 0))
     step_sizes = anneal.step_sizes(pilot, pilot_seed)
-    size = even_size(num_examples, max(1, chunk_size // num_chains))
+    size = even_size(num_examples, max(1, chunk_size // settings.num_chains))
 
     def score_below(x: tf.Tensor, first: int) -> tuple[Array, Array]:
         return _results(*anneal.forward(x, step_sizes, random.at_row(lower_seed, first)))
@@ -222,11 +171,21 @@ def bidirectional_gap(
         runs[0].add(x, *score_in_parts(score_below, x, first))
         runs[1].add(x, *score_in_parts(score_above, (x, z), first))
         rows.extend(range(first, first + count))
+    used = {**asdict(settings), "seed": seed}
     joined = (of_all_workers(rows, run.columns, run.sums) for run in runs)
-    below, above = (_summary(*results, settings) for results in joined)
+    below, above = (_summary(*results, used) for results in joined)
     above = _negated(above)
     gaps = above.per_example - below.per_example
     return BidirectionalGap(below, above, float(np.mean(gaps)), standard_error(gaps))
+
+
+def _resolved(settings: AISSettings | None, overrides: AISOverrides) -> AISSettings:
+    if not isinstance(settings, AISSettings | None):
+        raise TypeError(
+            "`settings` must be an `AISSettings`, or its fields be given by name, such as "
+            f"`num_chains=16`. Received: settings={settings!r}"
+        )
+    return (settings or AISSettings()).updated(**overrides)
 
 
 def simulate(model: MonteCarloVAE, count: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -243,16 +202,15 @@ def simulate(model: MonteCarloVAE, count: int, seed: tf.Tensor) -> tuple[tf.Tens
 
 
 class _Annealing:
-    """The compiled runs of annealed importance sampling: to tune the steps, and to score."""
+    """The compiled runs of annealed importance sampling: to tune step sizes, and to score."""
 
-    def __init__(
-        self, model: MonteCarloVAE, images: tf.TensorSpec, settings: dict[str, Any]
-    ) -> None:
+    def __init__(self, model: MonteCarloVAE, images: tf.TensorSpec, settings: AISSettings) -> None:
         self.model = model
         self.settings = settings
-        num_temperatures = settings["num_temperatures"]
-        self.temperatures = tf.constant(_SCHEDULES[settings["schedule"]](num_temperatures))
-        self.num_transitions = num_temperatures - 1
+        is_linear = settings.schedule == "linear"
+        schedule = linear_temperatures if is_linear else sigmoid_temperatures
+        self.temperatures = tf.constant(schedule(settings.num_temperatures))
+        self.num_transitions = settings.num_temperatures - 1
         number, steps = tf.TensorSpec([]), tf.TensorSpec([self.num_transitions])
         latents = tf.TensorSpec([None, model.latent_dim])
         self.follow = fusing_graph(self._follow, [images, SEED_SPEC, number])
@@ -262,12 +220,12 @@ class _Annealing:
     def step_sizes(self, pilot: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Returns a step size for each transition, `[T - 1]`: the given one, or tuned.
 
-        The first run follows the acceptance from temperature to temperature. With few temperatures
-        it does not get far; further runs then correct each step size by its own acceptance.
+        The first run adapts the step size from transition to transition. Few transitions do not
+        suffice for that; further runs then correct each step size by its own acceptance.
         """
-        if self.settings["step_size"] is not None:
-            return tf.fill([self.num_transitions], tf.cast(self.settings["step_size"], tf.float32))
-        seed, target = random.at_row(seed, 0), self.settings["target_acceptance"]
+        if self.settings.step_size is not None:
+            return tf.fill([self.num_transitions], tf.cast(self.settings.step_size, tf.float32))
+        seed, target = random.at_row(seed, 0), self.settings.target_acceptance
         step_sizes = self.follow(pilot, seed, tf.constant(target))
         for number in range(min(_MOST_CORRECTIONS, _PILOT_UPDATES // self.num_transitions)):
             _, acceptance = self.forward(pilot, step_sizes, random.fold_in(seed, number))
@@ -275,7 +233,7 @@ class _Annealing:
         return step_sizes
 
     def _follow(self, x: tf.Tensor, seed: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-        """Returns step sizes that follow the acceptance of the transitions before them."""
+        """Returns step sizes, each adapted to the acceptance of the transition before it."""
 
         def step_size(index: tf.Tensor, results: TransitionResults | None) -> tf.Tensor:
             if results is None:
@@ -303,14 +261,14 @@ class _Annealing:
     def _backward(
         self, x: tf.Tensor, z: tf.Tensor, step_sizes: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The same from exact draws `z [B, D]` of the posterior; the weights average to `1/p(x)`.
+        """The same for chains from exact draws `z [B, D]` of the posterior: `E[w] = 1 / p(x)`.
 
         It is the same sampler on the path with its ends exchanged.
         """
         path, _ = self._begin(x, seed)
         reversed_path = AnnealedPath(path.target_log_prob_fn, path.base_log_prob_fn)
-        state = self._in_chain_space(z)
-        shape = [self.settings["num_chains"], *random.shape_of(state)]
+        state = self.model.to_states(z) if self.settings.start == "encoder" else z
+        shape = [self.settings.num_chains, *random.shape_of(state)]
         run = self._run(
             reversed_path,
             tf.broadcast_to(state, shape),
@@ -322,20 +280,14 @@ class _Annealing:
         return run.log_weights, run.trace
 
     def _begin(self, x: tf.Tensor, seed: tf.Tensor) -> tuple[AnnealedPath, tf.Tensor]:
-        posterior, num_chains = self.model.posterior(x), self.settings["num_chains"]
-        if self.settings["start"] == "encoder":
+        posterior, num_chains = self.model.posterior(x), self.settings.num_chains
+        if self.settings.start == "encoder":
             state = self.model.draw_posterior(posterior, num_chains, seed)
             return self.model.path(x, posterior), state
         shape = [num_chains, *random.shape_of(posterior.distribution.loc)]
-        # In z, in which a flow takes no part.
+        # In the space of z, without the flow.
         path = AnnealedPath(standard_normal_log_prob, lambda z: self.model.log_joint(x, z))
         return path, random.normal(shape, seed)
-
-    def _in_chain_space(self, z: tf.Tensor) -> tf.Tensor:
-        """Returns latents in the space that chains run in, which in a FlowVAE is its base."""
-        if isinstance(self.model, FlowVAE) and self.settings["start"] == "encoder":
-            return self.model.flow.inverse(z)
-        return z
 
     def _run(
         self,
@@ -347,7 +299,7 @@ class _Annealing:
         trace_fn: Callable[[Any, TransitionResults], tf.Tensor],
     ) -> AnnealedSamples:
         def kernel_fn(index: tf.Tensor, results: TransitionResults | None) -> HamiltonianMonteCarlo:
-            step, leapfrogs = step_size(index, results), self.settings["num_leapfrog_steps"]
+            step, leapfrogs = step_size(index, results), self.settings.num_leapfrog_steps
             return HamiltonianMonteCarlo(path, step, leapfrogs, temperatures[index + 1])
 
         return annealed_importance_sampling(
@@ -384,30 +336,3 @@ def _negated(estimate: LogLikelihoodEstimate) -> LogLikelihoodEstimate:
         mean=-estimate.mean,
         per_example=-estimate.per_example,
     )
-
-
-def _check(settings: dict[str, Any]) -> None:
-    for name in ("num_chains", "num_temperatures", "num_leapfrog_steps"):
-        check_positive_integer(name, settings[name])
-    if settings["num_temperatures"] < 2:
-        raise ValueError(
-            "`num_temperatures` must be at least 2; use `estimate_iwae` for none between encoder "
-            f"and posterior. Received: num_temperatures={settings['num_temperatures']}"
-        )
-    if not 0.0 < settings["target_acceptance"] < 1.0:
-        raise ValueError(
-            "`target_acceptance` must lie between 0 and 1. "
-            f"Received: target_acceptance={settings['target_acceptance']!r}"
-        )
-    step_size = settings["step_size"]
-    if step_size is not None and not 0.0 < step_size < np.inf:
-        raise ValueError(
-            "`step_size` must be above 0 and finite, or None to be tuned. "
-            f"Received: step_size={step_size!r}"
-        )
-    for name, choices in (("start", ("encoder", "prior")), ("schedule", tuple(_SCHEDULES))):
-        if settings[name] not in choices:
-            raise ValueError(
-                f"`{name}` must be {' or '.join(map(repr, choices))}. "
-                f"Received: {name}={settings[name]!r}"
-            )

@@ -1,0 +1,352 @@
+"""The settings of a training run, which are the flags of the training command."""
+
+import dataclasses
+import pathlib
+from typing import Any, Self
+
+from tf_mcvae_commands.ais import AIS_FIELDS, PRESETS, AISSettings
+from tf_mcvae_commands.options import (
+    Choice,
+    Integer,
+    Number,
+    cores_option,
+    option,
+    parse_bool,
+    parse_limit,
+    parse_lr_schedule,
+)
+
+DATA = "data"
+MODEL = "model"
+TRANSITIONS = "transitions (L-MCVAE and A-MCVAE)"
+L_MCVAE = "L-MCVAE only"
+A_MCVAE = "A-MCVAE only"
+FLOW = "FlowVAE only"
+TRAINING = "training"
+SCORING = "scoring, on the test split after training"
+OUTPUT = "output"
+
+# The models that a group of settings is for, where it is not for all.
+GROUP_MODELS = {
+    TRANSITIONS: ("L-MCVAE", "A-MCVAE"),
+    L_MCVAE: ("L-MCVAE",),
+    A_MCVAE: ("A-MCVAE",),
+    FLOW: ("FlowVAE",),
+}
+
+
+def _ais_option(name: str, *names: str) -> Any:
+    """Describes a setting of annealed importance sampling, whose default is that of a preset."""
+    field = AIS_FIELDS[name].metadata
+    default, text = getattr(_PRESET, name), f"annealed importance sampling: {field['help']}"
+    return option(default, SCORING, field["kind"], text, *names, may_vary="resume")
+
+
+_PRESET = PRESETS["quick"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The settings of a run; without any flag it is an L-MCVAE on the digits.
+
+    A field's flag is its name with hyphens; its metadata hold further names, those of the
+    reference implementation. None stands for a value that depends on the data set or the model.
+    """
+
+    dataset: str = option(
+        "digits",
+        DATA,
+        str,
+        "digits, mnist, fashionmnist, binarized_mnist, omniglot, cifar or celeba; or a .npy or "
+        ".npz file, or a folder of images or TFRecords",
+    )
+    data_dir: str | None = option(
+        None,
+        DATA,
+        str,
+        "folder of prepared TFDS data (default: TFDS_DATA_DIR, or TFDS's own)",
+        may_vary="machine",
+    )
+    image_size: int | None = option(
+        None, DATA, Integer(1), "side to which images are resized (default: that of the data set)"
+    )
+    binarize: bool | None = option(
+        None,
+        DATA,
+        parse_bool,
+        "draw each pixel anew at every read with its grey value as probability "
+        "(default: for a Bernoulli likelihood)",
+    )
+    batch_size: int = option(50, DATA, Integer(1), "examples in a training batch")
+    validation_batch_size: int = option(
+        50, DATA, Integer(1), "examples in a batch of validation and scoring", "val_batch_size"
+    )
+    limit_train_batches: int | float = option(
+        1.0,
+        DATA,
+        parse_limit,
+        "batches of an epoch: with a point a fraction in (0, 1], without one a count "
+        "(so 1.0 is all, and 1 is one)",
+    )
+    limit_validation_batches: int | float = option(
+        1.0, DATA, parse_limit, "the same for validation", "limit_val_batches"
+    )
+
+    model: str = option(
+        "L-MCVAE",
+        MODEL,
+        Choice("VAE", "IWAE", "L-MCVAE", "A-MCVAE", "FlowVAE", VAE_with_flows="FlowVAE"),
+        "VAE, IWAE, L-MCVAE, A-MCVAE or FlowVAE (VAE_with_flows)",
+    )
+    latent_dim: int = option(16, MODEL, Integer(1), "latent dimension D", "hidden_dim")
+    num_samples: int | None = option(
+        None, MODEL, Integer(1), "importance samples or chains S (default: 1; IWAE 10, A-MCVAE 5)"
+    )
+    architecture: str | None = option(
+        None,
+        MODEL,
+        Choice("conv", "dense", fc="dense"),
+        "conv or dense (fc) networks (default: dense for images of less than 16 pixels)",
+        "net_type",
+    )
+    activation: str = option(
+        "gelu",
+        MODEL,
+        str,
+        "relu, leakyrelu, tanh, logsigmoid, logsoftmax, softplus, gelu or a Keras activation",
+        "act_func",
+    )
+    likelihood: str | None = option(
+        None,
+        MODEL,
+        Choice("bernoulli", "gaussian"),
+        "bernoulli or gaussian (default: by data set)",
+        "specific_likelihood",
+    )
+    sigma: float = option(
+        1.0, MODEL, Number(positive=True), "standard deviation of the gaussian likelihood"
+    )
+
+    num_transitions: int = option(5, TRANSITIONS, Integer(1), "number of transitions K", "K")
+    step_size: float = option(0.01, TRANSITIONS, Number(), "first step size of every transition")
+    learnable_transitions: bool = option(
+        False, TRANSITIONS, parse_bool, "train the step sizes with the networks"
+    )
+    variance_sensitive_step: bool = option(
+        False,
+        TRANSITIONS,
+        parse_bool,
+        "adapt a step size per dimension to the scores' spread (default: step sizes follow the "
+        "acceptance, unless they are trained)",
+    )
+    target_acceptance: float = option(
+        0.9,
+        TRANSITIONS,
+        Number(0.0, 1.0, positive=True),
+        "acceptance rate that step sizes are adapted to",
+        "acceptance_rate_target",
+    )
+    schedule: str = option(
+        "linear",
+        TRANSITIONS,
+        Choice("linear", "sigmoidal", "all_learnable"),
+        "inverse temperatures: linear, sigmoidal or all_learnable",
+        "annealing_scheme",
+    )
+    cloned_decoder: bool = option(
+        False,
+        TRANSITIONS,
+        parse_bool,
+        "run the transitions on a separately trained copy of the decoder",
+        "use_cloned_decoder",
+    )
+    recompute: bool = option(
+        False,
+        TRANSITIONS,
+        parse_bool,
+        "compute the decoder's activations again in the backward pass: less memory, longer steps",
+    )
+    skip_threshold: float = option(
+        0.0,
+        L_MCVAE,
+        Number(0.0, 1.0),
+        "undo transitions of at most this Metropolis-Hastings probability (above 0 the bound is "
+        "biased)",
+        "ula_skip_threshold",
+    )
+    learned_drift: bool = option(
+        False,
+        L_MCVAE,
+        parse_bool,
+        "follow a learned drift in place of the score",
+        "use_score_matching",
+        "use_transforms",
+    )
+    learned_reverse: bool = option(
+        False,
+        L_MCVAE,
+        parse_bool,
+        "weigh transitions by a learned reverse kernel",
+        "use_reverse_kernel",
+    )
+    barker: bool = option(
+        False,
+        A_MCVAE,
+        parse_bool,
+        "accept by Barker's rule instead of Metropolis-Hastings",
+        "use_barker",
+    )
+    alpha_annealing: bool = option(
+        False,
+        A_MCVAE,
+        parse_bool,
+        "raise the weight of the score-function term to 1 over ten epochs",
+        "use_alpha_annealing",
+    )
+    num_flows: int = option(1, FLOW, Integer(1), "number of flow layers")
+    flow_type: str = option(
+        "realnvp", FLOW, Choice("realnvp", "iaf", "bnaf"), "realnvp, iaf or bnaf"
+    )
+
+    epochs: int = option(150, TRAINING, Integer(1), "number of epochs", "max_epochs")
+    learning_rate: float | None = option(
+        None,
+        TRAINING,
+        Number(positive=True),
+        "learning rate of Adam (default: 0.001; 0.003 for images of less than 16 pixels)",
+    )
+    lr_schedule: str | None = option(
+        None,
+        TRAINING,
+        parse_lr_schedule,
+        "constant; reference: times 0.25 at epochs 10, 20 and 30; or a class of "
+        "keras.optimizers.schedules with its arguments, as 'CosineDecay(decay_steps=5000)', whose "
+        "initial_learning_rate is --learning-rate unless it is given, and whose steps are updates "
+        "(default: reference for L-MCVAE and A-MCVAE on images of 16 pixels and more, otherwise "
+        "constant)",
+    )
+    gradient_clip: float = option(
+        0.0,
+        TRAINING,
+        Number(),
+        "clip the global norm of the gradient to this; 0: off",
+        "grad_clip_val",
+    )
+    gradient_skip: float = option(
+        0.0,
+        TRAINING,
+        Number(),
+        "skip an update where the global norm of the gradient is not below this; 0: off",
+        "grad_skip_val",
+    )
+    seed: int = option(0, TRAINING, Integer(0), "seed of everything that is random")
+    jit: bool | None = option(
+        None,
+        TRAINING,
+        parse_bool,
+        "compile training steps with XLA (default: on GPUs; on CPUs for dense networks with "
+        "transitions)",
+    )
+    gpus: int | None = option(
+        None,
+        TRAINING,
+        Integer(0),
+        "GPUs that TensorFlow sees, of which it uses the first, or with --strategy all; 0: none "
+        "(default: all)",
+        may_vary="machine",
+    )
+    cores: int | None = cores_option(TRAINING)
+    strategy: str = option(
+        "none",
+        TRAINING,
+        Choice("none", "mirrored", "multiworker"),
+        "none: one device; mirrored: all GPUs of this machine; multiworker: all of the processes "
+        "that the environment variable TF_CONFIG names, each of which is given the same flags, "
+        "including --name, and continues the run if it is started again; a batch is divided among "
+        "the devices",
+        may_vary="machine",
+    )
+
+    score: bool = option(
+        True, SCORING, parse_bool, "estimate the log-likelihood", may_vary="resume"
+    )
+    score_examples: int | None = option(
+        None,
+        SCORING,
+        Integer(0),
+        "number of test examples to score, the first ones; 0: all (default: 25,000 pixels, which "
+        "is all of digits and 31 images of 28x28)",
+        may_vary="resume",
+    )
+    iwae_samples: int = option(
+        500, SCORING, Integer(1), "k of the IWAE-k estimate", may_vary="resume"
+    )
+    ais_temperatures: int = _ais_option("num_temperatures")
+    ais_chains: int = _ais_option("num_chains")
+    ais_leapfrogs: int = _ais_option("num_leapfrog_steps", "n_leapfrogs")
+
+    name: str | None = option(
+        None, OUTPUT, str, "name of the run's folder (default: data set, model, date and time)"
+    )
+    output_dir: str = option(
+        "saved_models", OUTPUT, str, "folder of the runs' folders", may_vary="machine"
+    )
+    export: bool = option(
+        True, OUTPUT, parse_bool, "write a SavedModel for TF Serving", may_vary="resume"
+    )
+    export_onnx: bool = option(
+        False,
+        OUTPUT,
+        parse_bool,
+        "write ONNX files too, to onnx/ (needs the extra [onnx])",
+        may_vary="resume",
+    )
+    export_tflite: bool = option(
+        False,
+        OUTPUT,
+        parse_bool,
+        "write a TFLite file too, to model.tflite",
+        may_vary="resume",
+    )
+    logdir: str | None = option(
+        None,
+        OUTPUT,
+        str,
+        "write curves and images for TensorBoard to a folder of the run's name in this one "
+        "(default: none)",
+        may_vary="machine",
+    )
+    nll_every: int = option(
+        10,
+        OUTPUT,
+        Integer(0),
+        "with --logdir, epochs between quick, loose estimates of the negative log-likelihood of "
+        "validation images (3 HMC transitions, 10 chains, 100 images); 0: none",
+    )
+
+    @property
+    def annealing(self) -> AISSettings:
+        """The settings of annealed importance sampling for the scores after training."""
+        return _PRESET.updated(
+            num_temperatures=self.ais_temperatures,
+            num_chains=self.ais_chains,
+            num_leapfrog_steps=self.ais_leapfrogs,
+        )
+
+    @classmethod
+    def from_saved(cls, values: Any, path: pathlib.Path) -> Self:
+        """Returns the settings that `config.json` holds."""
+        try:
+            return cls(**values["settings"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"These are not the settings of a run of this version ({error}). "
+                f"Received: {str(path)!r}"
+            ) from error
+
+
+SETTINGS = {field.name: field for field in dataclasses.fields(RunConfig)}
+
+# Settings that may differ from worker to worker, and those that may change when a run is resumed.
+OF_THE_MACHINE = {n for n, field in SETTINGS.items() if field.metadata["may_vary"] == "machine"}
+FREE_ON_RESUME = {n for n, field in SETTINGS.items() if field.metadata["may_vary"] != "never"}
