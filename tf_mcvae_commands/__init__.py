@@ -1,5 +1,5 @@
 """The commands: their flags and settings, answered without TensorFlow.
 
 Importing `tf_mcvae` imports TensorFlow, which takes seconds. `--help` and mistakes on the command
-line must not wait for it, so what parses them lives in this package beside it.
+line must not wait for it, so the parsing lives in this package next to it.
 """

@@ -14,11 +14,10 @@ OUTPUT = "output"
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """The settings of an evaluation. None stands for a value of the run, or of the model.
+    """The settings of an evaluation. None stands for a value that depends on the run or the model.
 
-    Attributes:
-        annealing: The settings of the preset, with those in their place that are flags of their
-            own; see `from_flags`.
+    A field's flag is its name with hyphens, except `annealing`: its fields are flags of their own,
+    which take precedence over the preset.
     """
 
     data: str | None = option(
@@ -93,7 +92,7 @@ class EvaluationConfig:
 
     @classmethod
     def from_flags(cls, given: Mapping[str, Any]) -> Self:
-        """Returns the settings for flags, those of `AISSettings` among them."""
+        """Returns the settings for the values of flags, including those of `AISSettings`."""
         own = {name: value for name, value in given.items() if name not in AIS_FIELDS}
         overrides: Any = {name: value for name, value in given.items() if name in AIS_FIELDS}
         preset = PRESETS[own.get("preset", cls.preset)]
@@ -102,4 +101,5 @@ class EvaluationConfig:
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings by the names of their flags."""
         values = dataclasses.asdict(self)
-        return {**values, **values.pop("annealing")}
+        annealing = values.pop("annealing")
+        return {**values, **annealing}

@@ -42,7 +42,7 @@ class Integer(Kind):
     def __init__(self, minimum: int) -> None:
         self.minimum = minimum
         kind = "an integer" if minimum < 1 else "a positive integer"
-        self.wanted = kind if minimum == 1 else f"{kind} of at least {minimum}"
+        self.wanted = kind if minimum == 1 else f"{kind}, at least {minimum}"
 
     def accepts(self, value: Any) -> bool:
         """See the base class; NumPy's integers are accepted, booleans are not."""

@@ -1,1 +1,1 @@
-"""Carries out what the commands of `tf_mcvae_commands` have parsed."""
+"""Carries out the commands, which `tf_mcvae_commands` parses."""

@@ -1,4 +1,4 @@
-"""Callbacks of a training run: a line an epoch, the history as CSV, and checkpoints."""
+"""Callbacks of a training run: a line for each epoch, the history as CSV, and checkpoints."""
 
 import csv
 import math
@@ -14,8 +14,8 @@ from tf_mcvae.files import replacing
 class EpochLine(keras.callbacks.Callback):
     """Prints one readable line for each epoch.
 
-    Epoch, the bound in training and on validation data in nats, what a Monte Carlo model adds
-    (mean acceptance and step size), and the time taken and left.
+    It shows the bound in nats on training and validation data, mean acceptance and step size where
+    a model has them, and the time taken and left.
     """
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -32,7 +32,7 @@ class EpochLine(keras.callbacks.Callback):
         self._times.append(time.perf_counter() - self._epoch_start)
         epochs = self.params["epochs"]
         text = f"{epoch_text(epoch + 1, epochs, logs or {})}  {self._times[-1]:.1f} s"
-        times = self._times[1:]  # The first epoch compiles, and tells nothing of the others.
+        times = self._times[1:]  # The first epoch includes compilation.
         if times and epoch + 1 < epochs:
             left = (epochs - epoch - 1) * sum(times) / len(times)
             text += f", {format_seconds(left)} left"
@@ -40,7 +40,7 @@ class EpochLine(keras.callbacks.Callback):
 
 
 def epoch_text(epoch: int, epochs: int, logs: dict[str, float]) -> str:
-    """Returns an epoch's number and metrics as text of constant width."""
+    """Returns the number and the metrics of an epoch as text of constant width."""
     parts = [f"epoch {epoch:{len(str(epochs))}d}/{epochs}"]
     shown = (
         ("bound", "bound", "9.2f"),
@@ -54,7 +54,7 @@ def epoch_text(epoch: int, epochs: int, logs: dict[str, float]) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Returns a length of time in the units that suit it: `48 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Returns a duration as text: `48 s`, `3 min 20 s`, `2 h 5 min`."""
     total = round(seconds)
     if total < 60:
         return f"{total} s"
@@ -64,12 +64,12 @@ def format_seconds(seconds: float) -> str:
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
-    """Ends training with an error when the loss is no longer a finite number.
+    """Ends training with an error when the loss is not finite.
 
-    It goes before `Checkpoint`, so that the last finite weights stay.
+    It must come before `Checkpoint`, so that the checkpoint keeps the last finite weights.
 
     Raises:
-        ValueError: At the end of such an epoch.
+        ValueError: At the end of an epoch whose loss is not finite.
     """
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -83,12 +83,13 @@ class StopOnNonFinite(keras.callbacks.Callback):
 
 
 class HistoryWriter(keras.callbacks.Callback):
-    """Writes the metrics of every epoch to a CSV file, after each epoch.
+    """Writes the metrics of all epochs to a CSV file after each epoch.
 
-    Numbers are written with all digits, and no times are: the same run gives the same bytes.
+    Numbers are written with all digits, and no times are written, so that equal runs give equal
+    files.
 
     Args:
-        path: The file. The rows that it holds already stay, up to `initial_epoch`.
+        path: The file. Its first `initial_epoch` rows are kept.
         initial_epoch: Number of epochs that are done.
     """
 
@@ -108,7 +109,7 @@ class HistoryWriter(keras.callbacks.Callback):
 
 
 def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows that a `HistoryWriter` wrote; none if there is no file."""
+    """Returns the rows that a `HistoryWriter` wrote, or an empty list if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -121,11 +122,11 @@ def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
 class Checkpoint(keras.callbacks.Callback):
     """Saves the whole model after each epoch.
 
-    Optimizer state, counters and step sizes are in it, so that training can go on from there to
-    exactly the weights of an uninterrupted run.
+    The file includes optimizer state, counters and step sizes, so that training continues from it
+    to exactly the weights of an uninterrupted run.
 
     Args:
-        path: A `.keras` file, replaced in one step.
+        path: A `.keras` file, replaced atomically.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
@@ -138,6 +139,6 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def save_model(model: keras.Model, path: pathlib.Path) -> None:
-    """Saves a model to a `.keras` file, in one step."""
+    """Saves a model to a `.keras` file, which is replaced atomically."""
     with replacing(path) as temporary:
         model.save(temporary)

@@ -1,4 +1,4 @@
-"""Pictures of what a model makes."""
+"""Pictures of images, reconstructions and samples."""
 
 import pathlib
 from typing import Any
@@ -15,11 +15,11 @@ def tile_images(images: Any, columns: int = 8) -> np.ndarray[Any, Any]:
     """Returns images as the cells of one picture, row by row.
 
     Args:
-        images: `[N, H, W, C]` in [0, 1]; what is outside is clipped.
-        columns: Images in a row.
+        images: `[N, H, W, C]`, clipped to [0, 1].
+        columns: Number of images in a row.
 
     Returns:
-        `uint8 [rows H, columns W, C]`; cells that are left over are black.
+        `uint8 [rows H, columns W, C]`; unused cells are black.
 
     Example:
         >>> tile_images(np.ones([10, 5, 6, 1])).shape
@@ -40,10 +40,10 @@ def draw_images(model: MonteCarloVAE, x: Any, path: pathlib.Path, seed: int = 0)
     Args:
         model: A trained model of images.
         x: Images `[B, H, W, C]` with one or three channels; the first 12 are shown.
-        path: Where the PNG is written.
+        path: The PNG file to write.
         seed: Seed of the samples.
     """
-    # The figure's own canvas: no window, no global state.
+    # Without pyplot there is neither a window nor global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

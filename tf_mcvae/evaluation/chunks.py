@@ -1,4 +1,4 @@
-"""Examples in chunks: bounded memory, progress, and going on where one was interrupted."""
+"""Evaluation in chunks of examples: bounded memory, progress and checkpoints."""
 
 import hashlib
 import json
@@ -21,13 +21,13 @@ from tf_mcvae.performance import cores
 
 Array = np.ndarray[Any, Any]
 
-# Takes examples `[n, ...]` and the number of the first; gives columns `[R, n]` of results and sums
-# `[T]` over the examples.
+# Takes examples `[n, ...]` and the number of the first one; returns columns `[R, n]` of results and
+# sums `[T]` over the examples.
 ScoreFn = Callable[[Any, int], tuple[Array, Array]]
 
 
 def batches(model: MonteCarloVAE, data: Any, size: int) -> Iterator[tf.Tensor]:
-    """Yields batches `[<= size, ...]` of arrays or of datasets; labels are left out."""
+    """Yields batches of at most `size` examples of an array or a dataset, without labels."""
     if not isinstance(data, tf.data.Dataset) and not hasattr(data, "shape"):
         raise TypeError(
             "`data` must be an array [N, ...] or a `tf.data.Dataset` of batches. "
@@ -51,10 +51,10 @@ def batches(model: MonteCarloVAE, data: Any, size: int) -> Iterator[tf.Tensor]:
 
 
 def images_spec(model: MonteCarloVAE, data: Any) -> tf.TensorSpec:
-    """Returns the signature of images, their number open, building the model if need be.
+    """Returns the signature of any number of images, and builds the model if it is not built.
 
-    With it a function has one graph for all chunks: another graph would round differently, and an
-    evaluation that goes on would not give exactly the number of one that was not interrupted.
+    It gives a function one graph for all chunks. Another graph would round differently, and a
+    continued evaluation would not give exactly the number of an uninterrupted one.
     """
     if not model.built:
         model.check_inputs(data)
@@ -73,17 +73,18 @@ def score_in_chunks(
     chunk_size: int,
     progress: "Progress | None" = None,
 ) -> tuple[Array, Array]:
-    """Scores all examples, as many at a time as make `chunk_size` draws.
+    """Scores all examples in chunks of at most `chunk_size` draws.
 
-    Workers of a strategy that is in force take turns with the chunks, and all have the results.
+    The workers of a strategy that is in force take turns with the chunks, and all of them get all
+    results.
 
     Args:
         score: Scores a chunk.
         model: Checks the data.
         data: Images `[N, ...]`, or a dataset of batches.
-        draws_per_example: Draws (chains, samples) of an example that are in memory at a time.
-        chunk_size: Most draws at a time.
-        progress: Where to go on from, and what to write after each chunk.
+        draws_per_example: Number of draws (chains, samples) of an example in memory at a time.
+        chunk_size: Largest number of draws in memory at a time.
+        progress: Results of earlier chunks, to which those of each chunk are added.
 
     Returns:
         Columns `[R, N]` and sums `[T]` over all examples.
@@ -102,7 +103,7 @@ def score_in_chunks(
 
 
 def score_in_parts(score: ScoreFn, rows: Any, first: int) -> tuple[Array, Array]:
-    """Scores a chunk, parts of it side by side where cores share batches.
+    """Scores a chunk, in parallel parts where cores share batches.
 
     Args:
         score: Scores a part.
@@ -128,7 +129,7 @@ def score_in_parts(score: ScoreFn, rows: Any, first: int) -> tuple[Array, Array]
 
 
 def _own_chunks(model: MonteCarloVAE, data: Any, size: int) -> Iterator[tuple[int, tf.Tensor]]:
-    """Yields the chunks that are this worker's, each with the number of its first example."""
+    """Yields the chunks of this worker, each with the number of its first example."""
     first, count, index = 0, replicas.num_workers(), replicas.worker_index()
     if hasattr(data, "shape"):
         size = even_size(len(data), size)
@@ -139,17 +140,17 @@ def _own_chunks(model: MonteCarloVAE, data: Any, size: int) -> Iterator[tuple[in
 
 
 def even_size(num_examples: int, size: int) -> int:
-    """Returns a size of chunks, at most `size`, of which each worker has about as many."""
+    """Returns a chunk size of at most `size` that gives all workers about the same number."""
     count = replicas.num_workers()
     turns = max(1, -(-num_examples // (size * count)))
     return size if count == 1 else max(1, -(-num_examples // (turns * count)))
 
 
 def of_all_workers(rows: list[int], columns: Array, sums: Array) -> tuple[Array, Array]:
-    """Returns the results of all workers from those of each.
+    """Returns the results of all workers.
 
     Args:
-        rows: The numbers of this worker's examples, n of them.
+        rows: The numbers of this worker's n examples.
         columns: Their results, `[R, n]`.
         sums: Sums `[T]` over them.
     """
@@ -161,7 +162,7 @@ def of_all_workers(rows: list[int], columns: Array, sums: Array) -> tuple[Array,
 
 
 def _gather(table: Array) -> Array:
-    """Gathers rows; those of a worker that has none have no width either."""
+    """Gathers rows from all workers; the table of a worker without rows has no width."""
     width = int(np.max(replicas.gather(np.array([[table.shape[1]]]))))
     if width == 0:
         return table
@@ -170,16 +171,16 @@ def _gather(table: Array) -> Array:
 
 
 class Progress:
-    """Results of the examples that have been scored, in memory and, if wanted, in a file.
+    """Results of the examples that have been scored, in memory and optionally in a file.
 
     Args:
-        path: A `.npz` file, written after each chunk; what it holds already is gone on with. None:
-            no file.
-        fingerprint: Of everything that the results depend on beside the data.
-        num_examples: How many there are, for the progress bar; None for no bar.
+        path: A `.npz` file, written after each chunk; the results in an existing file are
+            continued. None disables checkpointing.
+        fingerprint: Identifies everything that the results depend on in addition to the data.
+        num_examples: Number of examples, for a progress bar. None shows no bar.
 
     Raises:
-        ValueError: If the file holds something else, or the results of other settings.
+        ValueError: If the file is not a checkpoint, or one of other settings.
     """
 
     def __init__(
@@ -207,7 +208,7 @@ class Progress:
                 arrays = {name: saved[name] for name in saved.files}
             fingerprint, self._digest = str(arrays.pop("fingerprint")), str(arrays.pop("digest"))
             self.columns, self.sums = arrays.pop("columns"), arrays.pop("sums")
-        except Exception as error:  # Depending on what the file is, one of many.
+        except Exception as error:  # The type depends on the kind of file.
             raise ValueError(
                 "This is not a file of an interrupted evaluation; give `checkpoint` another name. "
                 f"Received: checkpoint={str(path)!r}"
@@ -221,7 +222,7 @@ class Progress:
         self.num_done = self.columns.shape[-1]
 
     def pass_over(self, x: tf.Tensor) -> None:
-        """Goes over examples that have been scored already, after checking that they are these."""
+        """Skips examples that are scored already, after checking that they are the same ones."""
         if not len(x):
             return
         self._see(x)
@@ -232,7 +233,7 @@ class Progress:
             )
 
     def add(self, x: tf.Tensor, columns: Array, sums: Array) -> None:
-        """Adds the results of the next examples, and writes the file."""
+        """Adds the results of the next examples, and writes the checkpoint."""
         self._see(x)
         self.columns = np.concatenate([self.columns, columns], -1) if self.num_done else columns
         self.sums = self.sums + sums if self.num_done else sums
@@ -252,7 +253,7 @@ class Progress:
             np.savez(file, **arrays)
 
     def finish(self) -> None:
-        """Checks that nothing was left of an earlier, longer data set."""
+        """Raises if the checkpoint holds more examples than the data."""
         if self._num_seen < self.num_done:
             raise ValueError(
                 f"The file holds {self.num_done} examples: give the same data, or remove it. "
@@ -273,9 +274,9 @@ def start_progress(
     settings: dict[str, Any],
     verbose: int,
 ) -> Progress:
-    """Returns the progress of an evaluation, from its file if there is one.
+    """Returns the progress of an evaluation, from its checkpoint if there is one.
 
-    Of several workers each has a file of its own, and none shows a bar.
+    Each of several workers has a file of its own, and none shows a bar.
     """
     count, index = replicas.num_workers(), replicas.worker_index()
     if count > 1:
@@ -285,7 +286,7 @@ def start_progress(
         checkpoint = path.with_name(f"{path.stem}-{index + 1}-of-{count}{path.suffix}")
     parts = hashlib.sha256(_json([type(model).__name__, settings]).encode())
     for weight in model.weights:
-        if weight.name not in ("step", "test_step", "epoch"):  # Counters change nothing here.
+        if weight.name not in ("step", "test_step", "epoch"):  # Counters do not affect the results.
             parts.update(np.ascontiguousarray(weight.numpy()).tobytes())
     num_examples = _count(model, data) if verbose else None
     return Progress(checkpoint, parts.hexdigest(), num_examples)

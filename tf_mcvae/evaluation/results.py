@@ -1,4 +1,4 @@
-"""What an evaluation gives: numbers with error bars, and words on when not to believe them."""
+"""Results of evaluations: estimates with error bars, and warnings where they are doubtful."""
 
 import json
 import math
@@ -9,16 +9,16 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-# Below this, at the mean of its chains, a transition hardly moves; and the share of the transitions
-# that may be so.
+# A transition with a lower mean acceptance hardly moves; and the share of such transitions that
+# draws no warning.
 _LOW_ACCEPTANCE, _FEW_TRANSITIONS = 0.6, 0.25
-# An example is badly covered if its weights are worth less than the smaller of so many draws and
-# this share of them; and the share of the examples that may be so.
+# The weights of an example are doubtful if their effective sample size is below both this number
+# and this share of the draws; and the share of such examples that draws no warning.
 _FEW_DRAWS, _SHARE_OF_DRAWS, _FEW_EXAMPLES = 10.0, 0.25, 0.05
 
 
 class Moments(NamedTuple):
-    """Sums over the draws of each example's log weights, all that an estimate needs of them.
+    """Sums over the draws of each example's log weights, from which estimates are computed.
 
     Attributes:
         num_draws: S.
@@ -48,7 +48,7 @@ class Moments(NamedTuple):
         )
 
     def merged(self, other: "Moments") -> "Moments":
-        """Returns the moments of the draws of both, for the same examples."""
+        """Returns the moments of the draws of both together, for the same examples."""
         count = self.num_draws + other.num_draws
         shift = other.mean_log - self.mean_log
         return Moments(
@@ -73,7 +73,7 @@ class Moments(NamedTuple):
 
     @property
     def log_mean_variance(self) -> Array:
-        """Variance of `log_mean` by the delta method, the relative one of the mean weight, `[N]`.
+        """Variance of `log_mean` by the delta method, that of the relative mean weight, `[N]`.
 
         NaN for a single draw.
         """
@@ -83,7 +83,7 @@ class Moments(NamedTuple):
 
     @property
     def log_spread(self) -> Array:
-        """Standard deviation of `log w` over the draws, `[N]`; NaN for a single one."""
+        """Standard deviation of `log w` over the draws, `[N]`; NaN for a single draw."""
         with np.errstate(invalid="ignore"):
             return np.sqrt(self.scatter_log / np.float64(self.num_draws - 1))
 
@@ -93,18 +93,18 @@ class LogLikelihoodEstimate:
     """An estimate of the mean of `log p(x)` over a data set.
 
     Attributes:
-        method: How it was made.
+        method: Name of the estimator.
         mean: Mean over the examples, in nats.
-        standard_error: Standard error of the mean over the examples: how far another test set of
-            this size would lie.
-        monte_carlo_error: Standard error from the random draws alone, these examples held fixed.
-        chain_spread: Standard deviation of `log w` over an example's chains or draws, in the mean
-            over the examples: how far a single chain would lie.
-        effective_sample_size: Minimum and median over the examples of `(sum w)^2 / sum w^2`, where
-            there is more than one weight.
-        acceptance: Minimum and mean over the transitions, where there are any.
-        settings: What the estimate was made with, the seed included.
-        warnings: Why the number may not be trusted, and what to do about it.
+        standard_error: Standard error of the mean over the examples, for comparison with other
+            test sets of this size.
+        monte_carlo_error: Standard error from the random draws alone, with these examples fixed.
+        chain_spread: Standard deviation of `log w` over an example's chains or draws, averaged
+            over the examples.
+        effective_sample_size: Minimum and median over the examples of `(sum w)^2 / sum w^2`; None
+            for a single weight.
+        acceptance: Minimum and mean over the transitions; None without transitions.
+        settings: The settings of the estimate, including the seed.
+        warnings: Reasons to doubt the number, and their remedies.
         per_example: The estimate of each example, `[N]`, in the order of the data.
     """
 
@@ -125,11 +125,11 @@ class LogLikelihoodEstimate:
         return -self.mean
 
     def to_dict(self, examples: bool = False) -> dict[str, Any]:
-        """Returns everything as JSON knows it, NaN as None; `per_example` only if asked for."""
+        """Returns the fields as JSON types, NaN as None; `per_example` only if `examples`."""
         return to_plain(self, () if examples else ("per_example",))
 
     def to_json(self) -> str:
-        """Returns everything as JSON, the examples' values included."""
+        """Returns the fields as JSON text, including the values of each example."""
         return json.dumps(self.to_dict(examples=True), indent=2)
 
     def __str__(self) -> str:
@@ -142,9 +142,10 @@ class BidirectionalGap:
     """Bounds on the mean of `log p(x)` from both sides, on data that the model drew itself.
 
     Attributes:
-        lower: From chains that end at the posterior; below the truth in expectation.
-        upper: From chains that start at an exact draw of the posterior and run backwards; above.
-        gap: Mean of upper minus lower in nats: in expectation, how far the lower is off at most.
+        lower: From chains that end at the posterior; a lower bound in expectation.
+        upper: From chains that start at an exact draw of the posterior and run backwards; an upper
+            bound in expectation.
+        gap: Mean of upper minus lower in nats, in expectation at least the error of the lower.
         standard_error: Standard error of the gap over the examples.
     """
 
@@ -154,7 +155,7 @@ class BidirectionalGap:
     standard_error: float
 
     def to_dict(self, examples: bool = False) -> dict[str, Any]:
-        """Returns everything as JSON knows it; the examples' values only if asked for."""
+        """Returns the fields as JSON types; the values of each example only if `examples`."""
         return {
             "lower": self.lower.to_dict(examples),
             "upper": self.upper.to_dict(examples),
@@ -176,7 +177,7 @@ class Comparison:
         difference: Mean of first minus second, in nats.
         standard_error: Its standard error over the examples; far smaller than those of the
             estimates, which vary together.
-        warnings: Why the difference may not be trusted.
+        warnings: Reasons to doubt the difference.
     """
 
     difference: float
@@ -196,7 +197,7 @@ def compare(
     Args:
         first: An estimate.
         second: One of another model, or by another method, on the same examples in their order.
-        gap: How far the estimates may be off, the larger one of `bidirectional_gap`'s, in nats.
+        gap: Bound on the error of the estimates, the larger gap of `bidirectional_gap`, in nats.
 
     Returns:
         A `Comparison`, with a warning where the gap could explain the difference.
@@ -219,7 +220,7 @@ def compare(
         )
     if first.method != second.method:
         warnings.append(
-            f"{first.method} and {second.method} are differently loose: estimate both alike"
+            f"{first.method} and {second.method} are differently loose: use one estimator for both"
         )
     return Comparison(difference, error, tuple(warnings))
 
@@ -233,15 +234,15 @@ def summarise(
     acceptance: Array | None = None,
     judge_weights: bool = True,
 ) -> LogLikelihoodEstimate:
-    """Reduces the examples' estimates to a mean with errors.
+    """Reduces the estimates of all examples to a mean with errors.
 
     Args:
-        method: Name of the estimate.
+        method: Name of the estimator.
         values: Each example's estimate, `[N]`.
-        variances: Its variance from the draws alone, `[N]`.
-        moments: Of the log weights.
-        settings: What the estimate was made with.
-        acceptance: Of each transition, `[T]`.
+        variances: The variance of each from the draws alone, `[N]`.
+        moments: Moments of the log weights.
+        settings: The settings of the estimate.
+        acceptance: Mean acceptance of each transition, `[T]`.
         judge_weights: Whether few effective draws make the estimate doubtful.
     """
     sizes = moments.effective_sample_size
@@ -270,8 +271,8 @@ def _acceptance_warnings(acceptance: Array | None) -> tuple[str, ...]:
         return ()
     share = np.mean(acceptance < _LOW_ACCEPTANCE)
     return (
-        f"{share:.0%} of the transitions accept less than {_LOW_ACCEPTANCE:g} of their moves: take "
-        "more temperatures, smaller steps, or a higher target acceptance",
+        f"{share:.0%} of the transitions accept less than {_LOW_ACCEPTANCE:g} of their proposals: "
+        "take more temperatures, smaller steps, or a higher target acceptance",
     )
 
 
@@ -287,19 +288,19 @@ def _weight_warnings(moments: Moments) -> tuple[str, ...]:
 
 
 def standard_error(values: Array) -> float:
-    """Returns the standard error of the mean of `[N]` values; of a single one that is NaN."""
+    """Returns the standard error of the mean of `[N]` values; NaN for a single value."""
     if len(values) < 2:
         return math.nan
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def to_plain(result: Any, left_out: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Returns a dataclass as JSON knows it."""
+    """Returns the fields of a dataclass as JSON types."""
     return {name: _plain(item) for name, item in asdict(result).items() if name not in left_out}
 
 
 def _plain(value: Any) -> Any:
-    """Returns nested values as JSON knows them; what is not finite becomes None."""
+    """Returns nested values as JSON types; numbers that are not finite become None."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):

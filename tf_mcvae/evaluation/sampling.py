@@ -1,5 +1,6 @@
-"""Estimates from the encoder alone: ELBO, IWAE-k, the model's own bound, and its use of latents."""
+"""Estimates without annealing: ELBO, IWAE-k, the model's own bound; and its use of latents."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from tf_mcvae.models import MonteCarloVAE
 from tf_mcvae.objectives.bounds import gaussian_kl_elements
 from tf_mcvae.performance.fusion import fusing_graph
 
-# Draws of an example that are made together: the numbers hang on this, and so it is no setting.
+# Number of draws of an example in a block. The random numbers depend on it, so it is not a setting.
 _BLOCK = 50
 
 
@@ -37,13 +38,13 @@ def estimate_elbo(
     num_samples: int = 100,
     chunk_size: int = 5000,
     seed: int = 0,
-    checkpoint: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     verbose: int = 0,
 ) -> LogLikelihoodEstimate:
     """Estimates the ELBO of encoder and decoder, `E_q[log p(x, z) - log q(z|x)]`.
 
-    Transitions, where the model has any, take no part; the flow of a FlowVAE is part of its
-    encoder. See `estimate_iwae` for the arguments.
+    Transitions are not part of it; the flow of a FlowVAE is, as part of the encoder. See
+    `estimate_iwae` for the arguments.
     """
     moments, settings = _from_encoder(
         model, data, num_samples, chunk_size, seed, checkpoint, verbose
@@ -59,31 +60,31 @@ def estimate_iwae(
     num_samples: int = 5000,
     chunk_size: int = 5000,
     seed: int = 0,
-    checkpoint: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     verbose: int = 0,
 ) -> LogLikelihoodEstimate:
     """Estimates `log p(x)` by importance sampling from the encoder, `log (1/k sum_s w_s)`.
 
-    The draws go through the decoder in blocks, and only their running sums are kept: memory does
-    not grow with k.
+    Draws are decoded in blocks, and only running sums are kept, so that memory does not grow with
+    k.
 
     Args:
         model: A trained model.
         data: Images `[N, ...]`, or a dataset of batches.
         num_samples: k.
-        chunk_size: Most draws (examples times draws of each) in memory at a time; the result does
-            not depend on it but by rounding.
+        chunk_size: Largest number of draws (examples times draws of each) in memory at a time; the
+            result depends on it only by rounding.
         seed: Seed of the draws.
-        checkpoint: A `.npz` file that is written after each chunk of examples, and gone on with if
-            it is there. None: none.
+        checkpoint: A `.npz` file, written after each chunk of examples; an existing one is
+            continued. None disables checkpointing.
         verbose: 1 shows a progress bar with the time left.
 
     Returns:
         A `LogLikelihoodEstimate`; a lower bound in expectation.
 
     Raises:
-        ValueError: If there are no examples, they do not fit the model, or the checkpoint is of
-            something else.
+        ValueError: If there are no examples, they do not fit the model, or the checkpoint is that
+            of another evaluation.
 
     Reference:
         Burda et al., Importance Weighted Autoencoders, arXiv 1509.00519.
@@ -126,7 +127,7 @@ def _from_encoder(
     num_samples: int,
     chunk_size: int,
     seed: int,
-    checkpoint: Any,
+    checkpoint: str | os.PathLike[str] | None,
     verbose: int,
 ) -> tuple[Moments, dict[str, Any]]:
     """Returns the moments of log weights of draws from the encoder alone, and the settings."""
@@ -179,7 +180,7 @@ class LatentStatistics:
     num_examples: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns everything as JSON knows it."""
+        """Returns the statistics as JSON types."""
         return to_plain(self)
 
     def __str__(self) -> str:
@@ -192,13 +193,13 @@ class LatentStatistics:
 def latent_statistics(model: MonteCarloVAE, data: Any, chunk_size: int = 1000) -> LatentStatistics:
     """Computes active units and the KL divergence of each latent dimension.
 
-    A dimension is active if its location varies over the data, `Var_x(E_q[z_d]) > 0.01`. Of a
-    FlowVAE they are those of the base space, before the flow.
+    A dimension is active if its location varies over the data, `Var_x(E_q[z_d]) > 0.01`. In a
+    FlowVAE, dimensions are those of the base space, before the flow.
 
     Args:
         model: A trained model.
         data: Images `[N, ...]`, or a dataset of batches.
-        chunk_size: Examples at a time.
+        chunk_size: Number of examples in memory at a time.
 
     Returns:
         `LatentStatistics`.

@@ -1,6 +1,5 @@
 """The training command: what parses, what a run writes, and that an interrupted run continues."""
 
-import contextlib
 import dataclasses
 import json
 import pathlib
@@ -16,7 +15,7 @@ import tensorflow as tf
 
 from tf_mcvae.cli import building, callbacks, environment, run_data, training
 from tf_mcvae.datasets import DataSpec
-from tf_mcvae.files import replacing, write_json
+from tf_mcvae.files import write_json
 from tf_mcvae_commands import train as cli
 from tf_mcvae_commands.run_folder import RunFolder
 from tf_mcvae_commands.training_settings import RunConfig
@@ -654,21 +653,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(
 
 
 # Pieces.
-
-
-def test_replacing_keeps_the_old_content_when_writing_fails(tmp_path):
-    path = tmp_path / "file.json"
-    write_json(path, {"a": 1})
-    with contextlib.suppress(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert contents(tmp_path) == {"file.json"}
-
-
-def test_json_is_valid_where_numbers_are_not_finite(tmp_path):
-    write_json(tmp_path / "file.json", {"a": [float("nan"), 1.0], "b": (float("inf"), "x")})
-    assert json.loads((tmp_path / "file.json").read_text()) == {"a": [None, 1.0], "b": [None, "x"]}
 
 
 @pytest.mark.parametrize(
