@@ -12,7 +12,11 @@ VERSION = re.search(
 
 ONNX = ["tf2onnx>=1.17,<2", "onnx>=1.18", "onnxruntime>=1.20"]
 TFLITE = ["ai-edge-litert>=2,<3"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", *ONNX, *TFLITE]
+# importlib_resources is imported by TFDS, which does not require it on current Pythons.
+TFDS = ["tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6"]
+PLOTS = ["matplotlib>=3.9"]
+# scikit-learn is the reference for the digits that come with this package.
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "scikit-learn>=1.5", *TFDS, *PLOTS, *ONNX, *TFLITE]
 
 setup(
     name="tf_mcvae",
@@ -24,20 +28,19 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["tf_mcvae", "tf_mcvae.*", "tf_mcvae_commands"]),
-    package_data={"tf_mcvae": ["py.typed"]},
+    package_data={"tf_mcvae": ["py.typed"], "tf_mcvae.datasets": ["digits.npz"]},
     install_requires=[
         "tensorflow>=2.21,<2.22",
         "keras>=3.14,<3.16",
         # The [tf] extra brings tf-keras, without which TFP cannot be imported.
         "tensorflow-probability[tf]>=0.25,<0.26",
-        "tensorflow-datasets>=4.9.10,<5",
-        # Imported by TFDS, which forgets to ask for it on current Pythons.
-        "importlib_resources>=6",
         "numpy>=1.26,<3",
-        "scikit-learn>=1.5",
-        "matplotlib>=3.9",
     ],
     extras_require={
+        # For the data sets of TFDS, by name or by folder.
+        "tfds": TFDS,
+        # For the figures of experiments/ and benchmarks/.
+        "plots": PLOTS,
         "test": TEST,
         # For clients of a server, and the tests of them.
         "serving": ["tensorflow-serving-api>=2.21,<2.22", "grpcio>=1.60"],

@@ -1,13 +1,20 @@
-"""Checks of arguments that all rooms share."""
+"""Checks that all rooms share: of arguments, of optional packages, of what a data set reads."""
 
+import contextlib
 import difflib
+import importlib
 import inspect
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
+import tensorflow as tf
 
 from tf_mcvae import random
+
+_ASSERTION = re.compile(r"assertion failed: \[(.+?Received: .*?)\]\s*$", re.MULTILINE)
 
 
 def check_positive_integer(name: str, value: Any) -> None:
@@ -65,3 +72,39 @@ class ExplicitArguments:
                         f"Received: {name}={kwargs[name]!r}"
                     )
         return super().__new__(cls, *args, **kwargs)
+
+
+def require(package: str, extra: str) -> ModuleType:
+    """Returns an optional package.
+
+    Args:
+        package: Its name in an `import` statement.
+        extra: The extra of this package, in `setup.py`, that installs it.
+
+    Raises:
+        ImportError: If it is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"This needs the package {package!r}: pip install 'tf_mcvae[{extra}]'. "
+            f"Received: {error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turns assertions of this package that fail while data are read into `ValueError`s.
+
+    In a graph they raise `tf.errors.InvalidArgumentError`, whose text says which operation failed
+    beside what the user has to know.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        sentence = _ASSERTION.search(str(error))
+        if sentence is None:
+            raise
+        # TensorFlow escapes quotation marks.
+        raise ValueError(re.sub(r"\\(.)", r"\1", sentence[1])) from error

@@ -7,6 +7,7 @@ What needs the real ones says so when it is skipped.
 import itertools
 import os
 import pathlib
+import sys
 import time
 
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 import tensorflow as tf
 from recorder import recorded
 
+from tf_mcvae.checks import plain_errors
 from tf_mcvae.datasets import Data, DataSpec, load, skip_epochs, sources
+from tf_mcvae_commands import train as cli
 
 REAL = pathlib.Path(
     os.environ.get("TFDS_DATA_DIR")
@@ -94,6 +97,13 @@ class TestDigits:
         assert data.train.element_spec == tf.TensorSpec([100, 8, 8, 1], tf.float32)
         assert {len(batch) for batch in data.train} == {100}
         assert [len(batch) for batch in data.validation] == [64, 64, 22]
+
+    def test_file_is_that_of_sklearn(self):
+        from sklearn.datasets import load_digits
+
+        with np.load(pathlib.Path(sources.__file__).with_name("digits.npz")) as stored:
+            np.testing.assert_array_equal(stored["images"], load_digits().images)
+            assert stored["images"].dtype == np.uint8
 
     def test_pixels_are_those_of_sklearn_each_in_one_split(self):
         from sklearn.datasets import load_digits
@@ -332,6 +342,11 @@ class TestFiles:
 
 
 class TestFolders:
+    @pytest.fixture(autouse=True, params=[sources._MOST_HELD_BYTES, 0], ids=["held", "streamed"])
+    def most_held(self, request, monkeypatch):
+        """Whatever their size, folders give the same images and the same errors."""
+        monkeypatch.setattr(sources, "_MOST_HELD_BYTES", request.param)
+
     @pytest.mark.parametrize("kind", ["png", "bmp", "PNG"])
     def test_of_images(self, images, tmp_path, kind):
         for i, image in enumerate(images[:10]):
@@ -396,6 +411,40 @@ class TestFolders:
         (tmp_path / "0.png").write_bytes(b"no image")
         with pytest.raises(ValueError, match=r"cannot be decoded. Received: '.*0\.png'"):
             load(tmp_path)
+
+    def test_grey_becomes_colour_where_it_is_not_looked_at(self, images, tmp_path):
+        for i, image in enumerate(images):
+            save_image(tmp_path / f"test/{i:02}.png", image if i != 1 else image[..., :1])
+            save_image(tmp_path / f"train/{i:02}.png", image)
+        images[1] = images[1][..., :1]
+        np.testing.assert_allclose(stack(load(tmp_path).test) * 255, images, rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"no image", "This image cannot be decoded. Received: "),
+            (b"", "This image cannot be decoded. Received: "),
+            (np.zeros([6, 5, 3], np.uint8), "grey, and this one is in colour; convert it"),
+            (
+                np.zeros([6, 4, 1], np.uint8),
+                r"`image_size`.*Most have \(6, 5\). Received: .*\(6, 4\)",
+            ),
+        ],
+        ids=["damaged", "empty", "in colour", "of another size"],
+    )
+    def test_the_error_names_an_image_that_is_not_looked_at(
+        self, images, tmp_path, content, message
+    ):
+        folder = tmp_path / "all [grey] 'ü'"
+        for i, image in enumerate(images):
+            save_image(folder / f"{i:02}.png", image[..., :1])
+        if isinstance(content, bytes):
+            (folder / "01.png").write_bytes(content)
+        else:
+            save_image(folder / "01.png", content)
+        with pytest.raises(ValueError, match=message) as error, plain_errors():
+            [stack(part) for part in load(folder)[:3]]
+        assert f"'{folder / '01.png'}'" in str(error.value)
 
 
 def save_bmp(path, image):
@@ -489,7 +538,7 @@ class TestTfds:
 
     @pytest.mark.slow
     def test_celeba_is_streamed(self, tfds_dir, monkeypatch):
-        monkeypatch.setattr(sources, "_in_memory", lambda _: pytest.fail("held in memory"))
+        monkeypatch.setattr(sources.Held, "__init__", lambda *_: pytest.fail("held in memory"))
         options = {"data_dir": tfds_dir, "binarize": "dynamic", "seed": 2}
         whole = passes(load("celeba", batch_size=15, **options).train, 3)
         assert whole[0].shape == (30, 64, 64, 3)
@@ -548,6 +597,24 @@ class TestDownload:
         monkeypatch.setattr(sources, "_answers", lambda *_: True)
         monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download)
         assert load("mnist", data_dir=tmp_path).spec.num_train == 36
+
+
+class TestMissingPackages:
+    @pytest.fixture(autouse=True)
+    def without_extras(self, monkeypatch):
+        for name in ("sklearn", "matplotlib", "PIL", "tensorflow_datasets", "importlib_resources"):
+            monkeypatch.setitem(sys.modules, name, None)
+
+    def test_the_first_command_needs_none(self, tmp_path):
+        line = "--net_type fc --hidden_dim 2 --model VAE --batch_size 700 --score-examples 4"
+        assert cli.main([*line.split(), "--max_epochs", "1", "--output-dir", str(tmp_path)]) == 0
+        assert {path.name for path in tmp_path.glob("*/*")} >= {"images.png", "serving"}
+
+    def test_tfds_is_asked_for_by_its_extra(self, tmp_path):
+        (tmp_path / "dataset_info.json").touch()
+        for source in ("mnist", tmp_path):
+            with pytest.raises(ImportError, match=r"pip install 'tf_mcvae\[tfds\]'\. Received: "):
+                load(source)
 
 
 def refuse(message, *_):

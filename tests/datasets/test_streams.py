@@ -1,6 +1,6 @@
 """Image folders and TFRecords that are too large to be held: what is read, when, and in what order.
 
-Small ones stand for large ones: the limit from which on images are streamed is set to nothing.
+Small ones stand for large ones: images are streamed whatever their size.
 """
 
 import os
@@ -77,12 +77,12 @@ def folders(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def streamed(monkeypatch):
     monkeypatch.setattr(sources, "_MOST_HELD_BYTES", 0)
-    monkeypatch.setattr(sources, "_in_memory", lambda _: pytest.fail("held in memory"))
+    monkeypatch.setattr(sources.Held, "__init__", lambda *_: pytest.fail("held in memory"))
 
 
 class TestPermuted:
     @pytest.mark.parametrize("count", [1, 2, 3, 10, 1000])
-    def test_is_a_permutation_and_hangs_on_the_seed(self, count):
+    def test_is_a_permutation_and_depends_on_the_seed(self, count):
         first, again, other = (
             permuted(tf.range(count), as_seed(seed), count).numpy() for seed in (0, 0, 1)
         )
@@ -129,14 +129,14 @@ class TestKinds:
         whole = [stack(train) for _ in range(3)]
         resumed = load(folders[kind], seed=1, **options).train
         skip_epochs(resumed, 1)
-        iter(resumed)  # Not read, and so no pass.
+        iter(resumed)  # Not read, and so not a pass.
         np.testing.assert_array_equal([stack(resumed) for _ in range(2)], whole[1:])
         other = stack(load(folders[kind], seed=2, **options).train)
         assert all(np.any(a != b) for a, b in ((whole[0], whole[1]), (whole[0], other)))
 
     def test_tensorflows_own_seed_may_be_set(self, folders, kind):
         def run():
-            tf.random.set_seed(0)  # Which TensorFlow treats differently from all others.
+            tf.random.set_seed(0)  # TensorFlow treats this seed differently from all others.
             return stack(load(folders[kind], batch_size=7).train)
 
         np.testing.assert_array_equal(run(), run())
@@ -166,7 +166,7 @@ class TestKinds:
     def test_images_are_resized(self, folders, kind):
         found = load(folders[kind], image_size=(3, 2), batch_size=1).test
         whole = np.concatenate([stack(p) for p in load(folders[kind], batch_size=1)[2:3]])
-        cropped = whole[:, :, :4]  # 6x5 has to lose a column, of which the last.
+        cropped = whole[:, :, :4]  # 6x5 has to lose a column: the last.
         expected = cropped.reshape(-1, 3, 2, 2, 2, 3).mean(axis=(2, 4))
         np.testing.assert_allclose(stack(found) * 255, expected * 255, atol=0.51)
 
@@ -273,14 +273,14 @@ class TestRecords:
             for _ in range(20):
                 writer.write(b"no example")
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"train-99\.tfrecord, record \d"):
-            # Of three files, 16 records each are read at a time; the first are looked at.
+            # The files are read 16 records at a time; the first 16 are looked at.
             [stack(part) for part in load(tmp_path, batch_size=1)[:3]]
 
     def test_files_that_are_cut_off(self, tmp_path):
         write_records(IMAGES, tmp_path, num_files=2)
         path = tmp_path / "train-00001-of-00002.tfrecord"
         path.write_bytes(path.read_bytes()[:-3])
-        with pytest.raises(ValueError, match=r"no whole.*Received: '.*00001-of-00002"):
+        with pytest.raises(ValueError, match=r"not a whole.*Received: '.*00001-of-00002"):
             load(tmp_path)
 
     def test_without_training_records(self, tmp_path):

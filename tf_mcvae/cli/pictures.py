@@ -1,4 +1,4 @@
-"""Pictures of images, reconstructions and samples."""
+"""Pictures of data, reconstructions and samples."""
 
 import pathlib
 from typing import Any
@@ -9,6 +9,7 @@ import tensorflow as tf
 from tf_mcvae.models import MonteCarloVAE
 
 _COLUMNS = 12
+_HEIGHT = 64  # Least height in pixels of an image.
 
 
 def tile_images(images: Any, columns: int = 8) -> np.ndarray[Any, Any]:
@@ -35,7 +36,7 @@ def tile_images(images: Any, columns: int = 8) -> np.ndarray[Any, Any]:
 
 
 def draw_images(model: MonteCarloVAE, x: Any, path: pathlib.Path, seed: int = 0) -> None:
-    """Draws data, reconstructions and samples of a model in three rows.
+    """Draws data, their reconstructions and samples of a model: three rows of a PNG.
 
     Args:
         model: A trained model of images.
@@ -43,23 +44,9 @@ def draw_images(model: MonteCarloVAE, x: Any, path: pathlib.Path, seed: int = 0)
         path: The PNG file to write.
         seed: Seed of the samples.
     """
-    # Without pyplot there is neither a window nor global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     x = tf.convert_to_tensor(x)[:_COLUMNS]
-    rows = {
-        "data": x,
-        "reconstructions": model.reconstruct(x),
-        "samples": model.sample(len(x), seed=seed),
-    }
-    figure = Figure(figsize=(0.75 * len(x) + 1.5, 2.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), len(x), squeeze=False)
-    for line, (label, images) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
-        for cell, image in zip(line, np.clip(images, 0.0, 1.0), strict=True):
-            cell.imshow(image, cmap="gray", vmin=0.0, vmax=1.0)
-            cell.set_xticks([])
-            cell.set_yticks([])
-    figure.savefig(path, dpi=120, format="png")
+    images = np.concatenate([x, model.reconstruct(x), model.sample(len(x), seed=seed)])
+    scale = -(-_HEIGHT // images.shape[1])
+    enlarged = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    framed = np.pad(enlarged, [(0, 0), (2, 2), (2, 2), (0, 0)], constant_values=1.0)
+    path.write_bytes(tf.io.encode_png(tile_images(framed, columns=len(x))).numpy())

@@ -1,27 +1,25 @@
-"""A folder of images, as many as there may be."""
+"""A folder of image files, of which only the names are held in memory."""
 
 import array
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tf_mcvae.datasets.streams import LOOKED_AT, Window, permuted
 
-# Names that are one string. (A single one of all would be copied into every graph that uses it.)
-_BLOCK = 256
+_BLOCK = 256  # Names in one string; a string of all names would be copied into every graph.
 
 
 class Files:
-    """Image files below a folder, in the order of their paths.
+    """Image files in a folder and its subfolders, in the order of their paths.
 
-    Their names lie in memory end to end, as Python strings would take several times as much.
+    Their names are concatenated, because Python strings would take several times as much memory.
 
     Args:
-        folder: The folder; folders that it links to are not searched.
+        folder: The folder; links to folders are not followed.
         suffixes: Endings of the files' names, in lower case.
     """
 
@@ -38,33 +36,33 @@ class Files:
         self._ends = tf.constant(np.frombuffer(ends, np.int64))
 
     def __len__(self) -> int:
-        """Returns how many files there are."""
+        """Returns the number of files."""
         return int(self._ends.shape[0]) - 1
 
-    def path(self, number: Any) -> tf.Tensor:
+    def path(self, number: int | tf.Tensor) -> tf.Tensor:
         """Returns the path of a file."""
         block = number // _BLOCK
         before, start, end = tf.unstack(tf.gather(self._ends, [block * _BLOCK, number, number + 1]))
         name = tf.strings.substr(tf.gather(self._blocks, block), start - before, end - start)
         return self._base + name
 
-    def items(self, window: Window, seed: tf.Tensor | None) -> Any:
-        """Returns a dataset of numbers and paths, shuffled perfectly if there is a seed."""
+    def items(self, window: Window, seed: tf.Tensor | None) -> tf.data.Dataset:
+        """Returns a dataset of numbers and paths; a seed shuffles all of them."""
 
         def find(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             place = index if seed is None else permuted(index, seed, window.count)
-            # As a permutation is as random as its inverse, the places need no search.
+            # The permutation stands for its inverse, which is as random and would need a search.
             number = place if window.is_all else window.place(window.first + place)
             return number, self.path(number)
 
         return tf.data.Dataset.range(window.count).map(find)
 
     def buffer_size(self) -> int:
-        """Returns 1: they are shuffled already."""
+        """Returns 1, as `items` shuffles all paths."""
         return 1
 
-    def few(self) -> Any:
-        """Returns a dataset of numbers and paths from all over the folder."""
+    def few(self) -> tf.data.Dataset:
+        """Returns a dataset of numbers and paths, evenly spread over the folder."""
         numbers = np.unique(np.linspace(0, len(self) - 1, LOOKED_AT, dtype=np.int64))
         return tf.data.Dataset.from_tensor_slices(numbers).map(lambda n: (n, self.path(n)))
 
@@ -78,9 +76,9 @@ class Files:
 
 
 def _names_below(base: bytes, folder: bytes, suffixes: tuple[bytes, ...]) -> Iterator[bytes]:
-    """Yields the names of files relative to `base`, in the order of their parts."""
+    """Yields the paths of files relative to `base`, in the order of their parts."""
     with os.scandir(base + folder) as entries:
-        # A folder's name ends in a zero byte, which no other name holds and which sorts first.
+        # A zero byte, which no name contains and which sorts first, marks a folder.
         names = [
             entry.name + b"\0" if entry.is_dir(follow_symlinks=False) else entry.name
             for entry in entries

@@ -1,43 +1,40 @@
 """Data: a name, an array, a file or a folder -> batches of images and a description of them.
 
-Whatever the source (`sources.py`), all that stands behind looks at the `DataSpec` only.
+`sources.py` reads a source. Models, training and evaluation depend on the `DataSpec` only.
 """
 
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tf_mcvae.datasets.records import SPLITS, write_records
-from tf_mcvae.datasets.sources import (
-    NAMES,
-    Images,
-    examples,
-    hold_out,
-    map_images,
-    read_source,
-)
-from tf_mcvae.datasets.streams import FIXED_SEED, Size, Stream
+from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.datasets.arrays import Images
+from tf_mcvae.datasets.records import SPLITS
+from tf_mcvae.datasets.sources import NAMES, read_source
+from tf_mcvae.datasets.streams import FIXED_SEED, Size
 from tf_mcvae.random import as_seed, fold_in, split, uniform
 
-__all__ = ["NAMES", "Data", "DataSpec", "load", "skip_epochs", "write_records"]
+__all__ = ["NAMES", "Binarize", "Data", "DataSpec", "load", "skip_epochs"]
+
+Binarize = Literal["none", "dynamic", "static"]
 
 _TEST_FRACTION = 0.1
-_NUM_AHEAD = 2  # Batches that are ready before they are asked for.
+_NUM_AHEAD = 2  # Batches that are made before they are asked for.
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """What a model needs to know of its data.
+    """What a model needs to know about its data.
 
     Args:
         name: Name of the data set, the file or the folder; `"array"` for an array.
         image_shape: `(H, W, C)`.
-        likelihood: The family that suits the pixels, `"bernoulli"` or `"gaussian"`.
+        likelihood: The likelihood that suits the pixels, `"bernoulli"` or `"gaussian"`.
         num_train: Number of training examples.
         num_validation: Number of validation examples.
         num_test: Number of test examples.
@@ -52,16 +49,16 @@ class DataSpec:
 
     @property
     def channels(self) -> int:
-        """Number of channels C."""
+        """Number of channels `C`."""
         return self.image_shape[-1]
 
 
 class Data(NamedTuple):
-    """`tf.data.Dataset`s of `float32` batches `[B, H, W, C]` in [0, 1], and their `DataSpec`."""
+    """Datasets of `float32` batches `[B, H, W, C]` in [0, 1], and their `DataSpec`."""
 
-    train: Any
-    validation: Any
-    test: Any
+    train: tf.data.Dataset
+    validation: tf.data.Dataset
+    test: tf.data.Dataset
     spec: DataSpec
 
 
@@ -70,58 +67,66 @@ def load(
     *,
     batch_size: int = 32,
     validation_batch_size: int | None = None,
-    binarize: str = "none",
+    binarize: Binarize = "none",
     image_size: int | tuple[int, int] | None = None,
     validation_fraction: float = 0.1,
     data_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> Data:
-    """Loads images as batches with pixels in [0, 1], split in training, validation and test.
+    """Loads images as batches with pixels in [0, 1], split into training, validation and test.
 
-    `digits` (1,797 scans of 8x8) needs no download. `mnist`, `fashion_mnist`, `binarized_mnist`,
-    `omniglot` (white strokes on black, 28x28), `cifar10` and `celeba` (64x64) come through TFDS,
-    which downloads what is not there; `fashionmnist` and `cifar` work too. Your own data come from
+    `digits` (1,797 scans of 8x8) comes with this package. `mnist`, `fashion_mnist`,
+    `binarized_mnist`, `omniglot` (white strokes on black, 28x28), `cifar10` and `celeba` (64x64)
+    are read by TFDS (`pip install 'tf_mcvae[tfds]'`), which downloads them where they are missing;
+    `fashionmnist` and `cifar` are accepted too. Your own data are
 
     - an array `[N, H, W]` or `[N, H, W, C]`: `uint8`, `bool`, or floats in [0, 1];
     - a `.npy` file, or a `.npz` file with the keys `x`, or `train` and optionally `validation` and
       `test`, or `x_train` and optionally `x_validation` and `x_test`;
-    - a folder of PNG, JPEG or BMP images, searched with its subfolders, or one that holds such
-      folders `train/` and optionally `validation/` and `test/` (images beside these are not read);
-    - a folder of TFRecord files, from `write_records` or others with a feature `"image"`, whose
-      split is in their names or that of their folder; or a TFDS data set's (with
-      `dataset_info.json`).
+    - a folder of PNG, JPEG or BMP images, which is searched with its subfolders; or a folder with
+      such folders `train/` and optionally `validation/` and `test/`, which alone are read then;
+    - a folder of TFRecord files, written by `write_records` or with images under the feature
+      `"image"`, whose split is in the names of the files or of their folders; or the folder of a
+      TFDS data set (with `dataset_info.json`).
 
-    Folders of which the images would take more than 256 MB are not held in memory: files are read,
-    and records shuffled in a buffer, as batches are made. All of a folder's images must then have
-    the number of channels that the first ones have. `docs/data.md` says more, and measures it.
+    In a folder, 16 images of each split are looked at first. If one of them is in colour, all
+    images get three channels; otherwise they have one, and a colour image among the others is an
+    error. Alpha channels are dropped. A split whose images take at most 256 MB, as `uint8` in their
+    final size, is then read into memory. A larger one is streamed: files are read, and records
+    shuffled in a buffer, as batches are made. An image that cannot be decoded, or has another size
+    or colour, raises the same `ValueError` here or, if it is streamed, in `fit` and the evaluation.
 
-    A source without a validation split gives `validation_fraction` of its training examples, never
-    of the test split; one without a test split first gives a tenth. Which examples those are, and
-    what is drawn once, never depends on `seed`, so that runs with different seeds compare.
+    A source without a test split first gives a tenth of its training examples as one; without a
+    validation split, it gives `validation_fraction` of the remaining ones. Which examples these
+    are, and the values that are drawn once, do not depend on `seed`, so that runs with different
+    seeds can be compared.
 
-    The n-th pass over `train` is a function of `seed`, n, and TensorFlow's global seed where one is
-    set; a pass counts once its first batch is read. If there is more than one batch, a smaller last
-    one is dropped in training, so that compiled steps see one shape.
+    The n-th pass over `train` is a function of `seed`, n, and TensorFlow's global seed if that is
+    set; a pass counts once its first batch is read. If there are several training batches, a
+    smaller last one is dropped, so that compiled steps see one shape.
 
     Args:
         name_or_source: A name, an array, or the path of a file or folder.
-        batch_size: Examples in a training batch.
-        validation_batch_size: Examples in a validation or test batch; `batch_size` by default.
-        binarize: `"none"`: grey values. `"dynamic"`: x ~ Bernoulli(pixel), drawn anew at every read
-            in training, and once for validation and test. `"static"`: drawn once everywhere.
+        batch_size: Number of examples in a training batch.
+        validation_batch_size: Number of examples in a validation or test batch; `batch_size` by
+            default.
+        binarize: `"none"` keeps the pixels. `"dynamic"` draws x ~ Bernoulli(pixel) anew at every
+            read in training, and once for validation and test. `"static"` draws each split once.
         image_size: Side, or height and width, to which images are resized after a central crop to
-            that aspect ratio. By default the size given above or that of the source.
+            that aspect ratio. By default the size given above, or that of the source.
         validation_fraction: Share of the training examples held out for validation, in (0, 1).
-        data_dir: Folder of prepared TFDS data; by default TFDS_DATA_DIR or TFDS's own.
+        data_dir: Folder of prepared TFDS data; by default the variable TFDS_DATA_DIR, or TFDS's
+            own folder.
         seed: Seed of the order and of the dynamic draws.
 
     Returns:
         A `Data` tuple `(train, validation, test, spec)`; `len(train)` is its number of batches.
 
     Raises:
-        TypeError: If the source or the seed has a type that is not understood.
+        TypeError: If the source or the seed has a type that is not supported.
         ValueError: If a name is unknown, a download fails, an argument is out of range, or the
-            images are empty, too few to split, of different sizes, or no pixels.
+            images are empty, too few to split, damaged, of different shapes, or not pixels.
+        ImportError: If TFDS is needed and not installed.
 
     Example:
         >>> data = load("digits", batch_size=100, binarize="dynamic")
@@ -146,13 +151,13 @@ def load(
     )
 
 
-def skip_epochs(dataset: Any, num_epochs: int) -> None:
+def skip_epochs(dataset: tf.data.Dataset, num_epochs: int) -> None:
     """Advances a training dataset as if it had been iterated over `num_epochs` times.
 
-    What follows has the order and draws of an uninterrupted run, so that training can be resumed.
+    The passes that follow have the order and draws of an uninterrupted run, to resume training.
 
     Args:
-        dataset: `train` of `load`, or a dataset made from it, not yet iterated over.
+        dataset: `train` of `load`, or a dataset made from it, before its first pass.
         num_epochs: Number of passes to skip.
 
     Raises:
@@ -171,8 +176,7 @@ def _is_integer(value: Any, minimum: int = 1) -> bool:
 
 def _check_options(batch: Any, evaluation_batch: Any, binarize: Any, fraction: Any) -> None:
     for label, value in (("batch_size", batch), ("validation_batch_size", evaluation_batch)):
-        if not _is_integer(value):
-            raise ValueError(f"`{label}` must be an integer >= 1. Received: {label}={value!r}")
+        check_positive_integer(label, value)
     if binarize not in ("none", "dynamic", "static"):
         raise ValueError(
             f"`binarize` must be 'none', 'dynamic' or 'static'. Received: binarize={binarize!r}"
@@ -198,7 +202,7 @@ def _as_size(image_size: Any) -> Size:
 
 
 def _complete(found: Mapping[str, Images], validation_fraction: float) -> dict[str, Images]:
-    """Returns all three splits, those that are missing taken from training."""
+    """Returns all three splits; missing ones are taken from the training split."""
     splits = dict(found)
     wanted = (("test", _TEST_FRACTION), ("validation", validation_fraction))
     for key, (part, fraction) in enumerate(wanted):
@@ -210,57 +214,48 @@ def _complete(found: Mapping[str, Images], validation_fraction: float) -> dict[s
                     f"Too few examples to hold out {count} of them for {part}. Give more, or a "
                     f"{part} split of their own. Received: {num} examples"
                 )
-            splits["train"], splits[part] = hold_out(splits["train"], count, key)
+            splits["train"], splits[part] = splits["train"].hold_out(count, key)
     return splits
 
 
-def _image_shape(images: Images) -> tuple[int, ...]:
-    return tuple(images.element_spec.shape if isinstance(images, Stream) else images.shape[1:])
-
-
 def _common_shape(splits: Mapping[str, Images]) -> tuple[int, ...]:
-    shapes = {part: _image_shape(images) for part, images in splits.items()}
+    shapes = {part: images.shape for part, images in splits.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(
-            "All splits must have images of one shape [H, W, C]; `image_size` makes height and "
-            f"width equal. Received: {shapes}"
+            "All splits must have images of one shape [H, W, C]; give `image_size` to resize them. "
+            f"Received: {shapes}"
         )
     return shapes["train"]
 
 
 def _to_unit(images: tf.Tensor) -> tf.Tensor:
-    """Returns bool, uint8 or float32 pixels as float32 in [0, 1]."""
+    """Returns `bool`, `uint8` or `float32` pixels as `float32` in [0, 1]."""
     pixels = tf.cast(images, tf.float32)
     return pixels / 255.0 if images.dtype == tf.uint8 else pixels
 
 
 def _binarize(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Draws Bernoulli(pixel) as bool; pixels 0 and 1 stay what they are."""
+    """Draws x ~ Bernoulli(pixel) as `bool`; 0 and 1 stay as they are."""
     return uniform(tf.shape(images), seed) < _to_unit(images)
 
 
 def _draw_once(images: Images, key: int) -> Images:
-    """Binarises each image with a seed of its own: whatever the batches, the draw is the same."""
+    """Binarises each image with its own seed, so that the draw does not depend on the batches."""
     seed = fold_in(as_seed(FIXED_SEED), key)
-    return map_images(images, lambda index, image: _binarize(image, fold_in(seed, index)))
+    return images.map(lambda number, image: _binarize(image, fold_in(seed, number)))
 
 
-def _evaluation_batches(images: Images, batch_size: int) -> Any:
-    batches = examples(images).batch(batch_size)
+def _evaluation_batches(images: Images, batch_size: int) -> tf.data.Dataset:
+    batches = images.images().batch(batch_size)
     return _made_ahead(batches.map(_to_unit, num_parallel_calls=tf.data.AUTOTUNE))
 
 
-def _shuffled(images: Images, seed: int) -> Any:
-    """Returns a tf.data.Dataset of the single images, in a new order at every pass."""
-    if isinstance(images, Stream):
-        return images.shuffled(seed)
-    return examples(images).shuffle(len(images), seed=seed, reshuffle_each_iteration=True)
-
-
-def _training_batches(images: Images, batch_size: int, dynamic: bool, key: tf.Tensor) -> Any:
+def _training_batches(
+    images: Images, batch_size: int, dynamic: bool, key: tf.Tensor
+) -> tf.data.Dataset:
     num = len(images)
     order_seed, draw_seed = (int(seed[0]) for seed in split(key))
-    batches = _shuffled(images, order_seed).batch(batch_size, drop_remainder=num > batch_size)
+    batches = images.shuffled(order_seed).batch(batch_size, drop_remainder=num > batch_size)
     if dynamic:
         seeds = tf.data.Dataset.random(seed=draw_seed, rerandomize_each_iteration=True).batch(2)
         batches = tf.data.Dataset.zip(batches, seeds).map(
@@ -269,18 +264,18 @@ def _training_batches(images: Images, batch_size: int, dynamic: bool, key: tf.Te
         )
     else:
         batches = batches.map(_to_unit, num_parallel_calls=tf.data.AUTOTUNE)
-    # Keras's `fit` opens two iterators an epoch and reads one. Shuffling moves on when an iterator
-    # is opened; behind `flat_map` that is when it is first read, which is once an epoch.
+    # Each iterator that is opened is a new pass. Keras' `fit` opens two an epoch and reads one;
+    # `flat_map` opens those of `batches` only when the first batch is read.
     on_demand = tf.data.Dataset.range(1).flat_map(lambda _: batches)
     num_batches = max(1, num // batch_size)
     counted = on_demand.apply(tf.data.experimental.assert_cardinality(num_batches))
     return _made_ahead(counted)
 
 
-def _made_ahead(batches: Any) -> Any:
-    """Makes the next batches beside the step, with as many threads as there are cores."""
-    # Not with TensorFlow's tuning of both: its thread looks at longer and longer intervals, and at
-    # the end of an epoch may have to be waited for until it looks again, for as long as the epoch.
+def _made_ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Makes the next batches during a training step, with as many threads as there are cores."""
+    # Without TensorFlow's tuning of both: its thread sleeps for ever longer intervals, and the end
+    # of an epoch waits for it, possibly for as long as the epoch took.
     options = tf.data.Options()
     options.autotune.enabled = False
     return batches.prefetch(_NUM_AHEAD).with_options(options)

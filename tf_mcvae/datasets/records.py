@@ -1,4 +1,4 @@
-"""A folder of TFRecord files: that of a TFDS data set, or files with images under a fixed key."""
+"""A folder of TFRecord files: a TFDS data set, or files with images under a fixed key."""
 
 import contextlib
 import os
@@ -6,11 +6,13 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
+from tf_mcvae.checks import check_positive_integer, require
 from tf_mcvae.datasets.streams import LOOKED_AT, Size, Stream, Window, permuted
 
 SPLITS = ("train", "validation", "test")
@@ -19,16 +21,15 @@ _SPLIT = re.compile(rf"(?:^|[-_.])({'|'.join(SPLITS)})(?=[-_.])")
 TFDS_INFO = "dataset_info.json"
 _KEY = "image"
 
-_BUFFER_RECORDS = 8192  # Records that are shuffled together, and the most bytes that these take.
+_BUFFER_RECORDS = 8192  # Most records that are shuffled together, and most bytes they take.
 _BUFFER_BYTES = 2**26
 _FILES_READ_AT_ONCE = 16
 
 
 def read_records(folder: pathlib.Path, size: Size) -> dict[str, Stream]:
-    """Returns the splits of a folder of TFRecords, none if it holds no such files."""
+    """Returns the splits of a folder of TFRecord files; none if it holds no such files."""
     if (folder / TFDS_INFO).exists():
-        import tensorflow_datasets as tfds
-
+        tfds = require("tensorflow_datasets", "tfds")
         shards = tfds_shards(tfds.builder_from_directory(folder))
     else:
         shards = {part: _plain_shards(paths) for part, paths in _split_files(folder).items()}
@@ -62,29 +63,29 @@ def tfds_shards(builder: Any) -> dict[str, "Shards"]:
 
 
 def write_records(
-    images: Iterable[Any],
+    images: Iterable[NDArray[np.uint8] | tf.Tensor],
     folder: str | os.PathLike[str],
-    split: str = "train",
+    split: Literal["train", "validation", "test"] = "train",
     num_files: int = 16,
 ) -> int:
     """Writes images as TFRecord files that `load` streams, without holding them in memory.
 
-    The files are called `<split>-00000-of-00016.tfrecord` and so on. Image i goes to file
-    `i % num_files`, losslessly: each record is a `tf.train.Example` whose feature `"image"` holds
-    the bytes of a PNG (`load` reads JPEG and BMP too). They appear when all are complete.
+    The files are named `<split>-00000-of-00016.tfrecord` and so on, and appear when all are
+    complete. Image i is in file `i % num_files`, without loss: each record is a `tf.train.Example`
+    whose feature `"image"` holds the bytes of a PNG (`load` reads JPEG and BMP too).
 
     Args:
-        images: Gives images `[H, W, C]` of `uint8`, C being 1 or 3: arrays or tensors, from a
-            generator or a `tf.data.Dataset`.
-        folder: Where to write; it is made where it does not exist.
+        images: Arrays or tensors `[H, W, C]` of `uint8`, where C is 1 or 3, from a generator, a
+            `tf.data.Dataset` or another iterable.
+        folder: Folder of the files; it is made where it does not exist.
         split: `"train"`, `"validation"` or `"test"`.
-        num_files: Number of files. Some 100 MB each, and at least 16 of them, shuffle well.
+        num_files: Number of files. At least 16 files of some 100 MB each shuffle well.
 
     Returns:
         The number of images.
 
     Raises:
-        ValueError: If an image or an argument is not of this kind, or the folder already has files
+        ValueError: If an image or an argument is not as described, or the folder already has files
             of this split.
 
     Example:
@@ -98,15 +99,13 @@ def write_records(
         (100, 81)
     """
     path = pathlib.Path(folder)
-    if split not in SPLITS or isinstance(num_files, bool) or num_files < 1:
-        raise ValueError(
-            f"`split` must be one of {', '.join(SPLITS)}, and `num_files` at least 1. "
-            f"Received: split={split!r}, num_files={num_files!r}"
-        )
+    check_positive_integer("num_files", num_files)
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}. Received: split={split!r}")
     path.mkdir(parents=True, exist_ok=True)
     if _split_files(path).get(split):
         raise ValueError(
-            f"The folder has {split} files already; write to another one, or remove them. "
+            f"The folder already has {split} files; write to another folder, or remove them. "
             f"Received: {str(path)!r}"
         )
     names = [f"{split}-{i:05}-of-{num_files:05}{_MARK}" for i in range(num_files)]
@@ -117,7 +116,9 @@ def write_records(
     return count
 
 
-def _write_round_robin(images: Iterable[Any], paths: Sequence[str]) -> int:
+def _write_round_robin(
+    images: Iterable[NDArray[np.uint8] | tf.Tensor], paths: Sequence[str]
+) -> int:
     count = 0
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(tf.io.TFRecordWriter(path)) for path in paths]
@@ -137,7 +138,7 @@ def _write_round_robin(images: Iterable[Any], paths: Sequence[str]) -> int:
 
 
 def _split_files(folder: pathlib.Path) -> dict[str, list[str]]:
-    """Returns the TFRecord files by the split that their folder or else their name says."""
+    """Returns the TFRecord files of each split, by their folder or otherwise their name."""
     parts = {part: _record_files(folder / part) for part in SPLITS if (folder / part).is_dir()}
     if not any(parts.values()):
         parts = {part: [] for part in SPLITS}
@@ -164,7 +165,7 @@ def _decode_example(record: tf.Tensor) -> tf.Tensor:
 
 
 def _count_records(path: str) -> int:
-    """Returns the number of records in a TFRecord file, of which only their lengths are read."""
+    """Returns the number of records in a TFRecord file, reading only the lengths of the records."""
     size, position, count = os.path.getsize(path), 0, 0
     with open(path, "rb", buffering=0) as file:
         while position < size:
@@ -173,7 +174,7 @@ def _count_records(path: str) -> int:
             count += 1
     if position != size:
         raise ValueError(
-            "This is no whole, uncompressed TFRecord file: it is cut off, or something else. "
+            "This is not a whole, uncompressed TFRecord file; write it again, or remove it. "
             f"Received: {path!r}"
         )
     return count
@@ -183,9 +184,9 @@ class Shards:
     """Records in TFRecord files.
 
     Args:
-        paths: The files.
-        counts: The number of records in each.
-        decode: Returns the image `[H, W, C]`, `uint8`, of a record.
+        paths: Paths of the files.
+        counts: Number of records in each file.
+        decode: Returns the image `[H, W, C]` of `uint8` in a record.
     """
 
     def __init__(
@@ -201,16 +202,16 @@ class Shards:
         self.decode = decode
 
     def __len__(self) -> int:
-        """Returns how many records there are."""
+        """Returns the number of records."""
         return self._count
 
-    def items(self, window: Window, seed: tf.Tensor | None) -> Any:
-        """Returns a dataset of numbers and records.
+    def items(self, window: Window, seed: tf.Tensor | None) -> tf.data.Dataset:
+        """Returns a dataset of numbers and records, from 16 files at a time.
 
-        With a seed the files are read in a random order, sixteen of them side by side.
+        A seed shuffles the files, not the records in them.
         """
 
-        def read(index: tf.Tensor) -> Any:
+        def read(index: tf.Tensor) -> tf.data.Dataset:
             file = index if seed is None else permuted(index, seed, self._num_files)
             return tf.data.TFRecordDataset(self._paths[file]).enumerate(self._firsts[file])
 
@@ -221,16 +222,16 @@ class Shards:
             return records
         return records.filter(lambda number, _: window.holds(number))
 
-    def few(self) -> Any:
-        """Returns a dataset of numbers and records from the beginning of several files."""
+    def few(self) -> tf.data.Dataset:
+        """Returns a dataset of the numbers and records at the beginning of some files."""
         return self.items(Window(0, len(self), len(self)), None).take(LOOKED_AT)
 
     def buffer_size(self) -> int:
-        """Returns how many records are to be shuffled together."""
+        """Returns the number of records to shuffle together."""
         return max(1, min(_BUFFER_RECORDS, _BUFFER_BYTES * self._count // max(1, self._bytes)))
 
     def name(self, number: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
-        """Returns the file, and the record's number in it."""
+        """Returns the file and the record's number in it."""
         file = tf.searchsorted(self._firsts, [number], side="right")[0] - 1
         record = tf.strings.as_string(number - self._firsts[file])
         return tf.strings.join([self._paths[file], ", record ", record])

@@ -1,6 +1,6 @@
 """Sources of images: a name, an array, a file or a folder -> the splits that it has.
 
-This is the only module that compares a data set's name.
+Only this module compares the names of data sets.
 """
 
 import contextlib
@@ -12,28 +12,23 @@ import threading
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
+from tf_mcvae.checks import require
+from tf_mcvae.datasets.arrays import Held, Images, as_pixels
 from tf_mcvae.datasets.image_files import Files
 from tf_mcvae.datasets.records import SPLITS, TFDS_INFO, read_records, tfds_shards
-from tf_mcvae.datasets.streams import FIXED_SEED, Size, Stream, resize, without_alpha
-from tf_mcvae.random import as_seed, fold_in, uniform
+from tf_mcvae.datasets.streams import Size, Stream, resize
 
 _NPZ_KEYS = (("x", "", ""), SPLITS, ("x_train", "x_validation", "x_test"))
 _DIGITS_TEST = 297
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-# Images of a folder that take more, as `uint8` in their final size, are read when they are needed.
-_MOST_HELD_BYTES = 2**28
+_MOST_HELD_BYTES = 2**28  # Splits of a folder that take more, as `uint8`, are streamed.
 _CONNECT_SECONDS = 5.0
-
-# The images of one split: an array [N, H, W, C] of bool, uint8 or float32, or a `Stream` where they
-# are too many to be held in memory.
-Images = Any
 
 
 class _Entry(NamedTuple):
@@ -42,7 +37,6 @@ class _Entry(NamedTuple):
     tfds_name: str
     likelihood: str
     image_size: Size = None
-    has_validation: bool = False
     invert: bool = False  # Black ink on white paper, stored in colour.
     binary: bool = False  # Stored as 0 and 1.
     streamed: bool = False  # Too large to be held in memory.
@@ -51,10 +45,10 @@ class _Entry(NamedTuple):
 _TFDS = {
     "mnist": _Entry("mnist", "bernoulli"),
     "fashion_mnist": _Entry("fashion_mnist", "bernoulli"),
-    "binarized_mnist": _Entry("binarized_mnist", "bernoulli", has_validation=True, binary=True),
+    "binarized_mnist": _Entry("binarized_mnist", "bernoulli", binary=True),
     "omniglot": _Entry("omniglot", "gaussian", image_size=(28, 28), invert=True),
     "cifar10": _Entry("cifar10", "gaussian"),
-    "celeba": _Entry("celeb_a", "gaussian", (64, 64), has_validation=True, streamed=True),
+    "celeba": _Entry("celeb_a", "gaussian", image_size=(64, 64), streamed=True),
 }
 _ALIASES = {"fashionmnist": "fashion_mnist", "cifar": "cifar10"}
 
@@ -62,35 +56,40 @@ NAMES = ("digits", *_TFDS)
 
 
 def read_source(
-    source: Any, size: Size, data_dir: Any
+    source: Any, size: Size, data_dir: str | os.PathLike[str] | None
 ) -> tuple[str, str | None, dict[str, Images]]:
     """Returns a name, a likelihood (None: by the channels) and the splits that the source has."""
     if isinstance(source, str):
         name = source.lower().replace("-", "_")
         name = _ALIASES.get(name, name)
         if name == "digits":
-            return name, "bernoulli", _resized(_read_digits(), size)
+            return name, "bernoulli", _read_digits(size)
         if name in _TFDS:
             return name, _TFDS[name].likelihood, _read_tfds(_TFDS[name], size, data_dir)
     if isinstance(source, str | os.PathLike):
         path = pathlib.Path(source)
         splits = _read_folder(path, size) if path.is_dir() else _read_file(path, size)
-        # TFDS calls the folder by the version, and the one around it by the name.
+        # TFDS names this folder after the version, and its parent after the data set.
         named = path.resolve().parent if (path / TFDS_INFO).exists() else path
         return named.stem, None, splits
     if isinstance(source, np.ndarray):
-        return "array", None, _resized({"train": _as_pixels(source, "array")}, size)
+        return "array", None, {"train": Held(as_pixels(source, "array")).resized(size)}
     raise TypeError(
         "`name_or_source` must be a name, a path or a NumPy array. "
         f"Received: an object of type {type(source).__name__}"
     )
 
 
-def _read_digits() -> dict[str, Images]:
-    from sklearn.datasets import load_digits
+def _read_digits(size: Size) -> dict[str, Images]:
+    """Reads scikit-learn's copy of the test set of UCI's handwritten digits.
 
-    images = _as_pixels(load_digits().images / 16.0, "digits")
-    return dict(zip(("train", "test"), hold_out(images, _DIGITS_TEST, key=2), strict=True))
+    Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
+    Learning Repository, 1998, doi:10.24432/C50P49, under CC BY 4.0. Pixels are `uint8` in 0..16.
+    """
+    with np.load(pathlib.Path(__file__).with_name("digits.npz")) as stored:
+        images = Held(as_pixels(stored["images"] / 16.0, "digits")).resized(size)
+    train, test = images.hold_out(_DIGITS_TEST, key=2)
+    return {"train": train, "test": test}
 
 
 def _read_file(path: pathlib.Path, size: Size) -> dict[str, Images]:
@@ -112,101 +111,47 @@ def _read_file(path: pathlib.Path, size: Size) -> dict[str, Images]:
     for keys in _NPZ_KEYS:
         if keys[0] in arrays:
             pairs = zip(SPLITS, keys, strict=True)
-            found = {part: _as_pixels(arrays[k], k) for part, k in pairs if k in arrays}
-            return _resized(found, size)
+            found = {part: as_pixels(arrays[key], key) for part, key in pairs if key in arrays}
+            return {part: Held(array).resized(size) for part, array in found.items()}
     raise ValueError(
         "A .npz file needs the key 'x', or 'train' (and 'validation', 'test'), or 'x_train' (and "
         f"'x_validation', 'x_test'). Received: {str(path)!r} with keys {sorted(arrays)}"
     )
 
 
-def _as_pixels(array: NDArray[Any], label: str) -> NDArray[Any]:
-    """Returns images `[N, H, W, C]` of uint8, bool or float32, after checking that they are."""
-    received = f"Received: {label} with shape={array.shape}, dtype={array.dtype}"
-    if array.ndim == 3:
-        array = array[..., np.newaxis]
-    if array.ndim != 4 or array.size == 0:
-        raise ValueError(f"Images need a shape [N, H, W] or [N, H, W, C], not empty. {received}")
-    if array.dtype == np.uint8 and array.max() == 1:
-        raise ValueError(f"Convert uint8 pixels of 0 and 1 by `astype(bool)`. {received}")
-    if array.dtype in (np.uint8, np.bool_):
-        return array
-    if array.dtype.kind != "f":
-        raise ValueError(f"Convert pixels to uint8 in 0..255 or floats in [0, 1]. {received}")
-    low, high = array.min(), array.max()
-    if np.isnan(low):
-        raise ValueError(f"Some pixels are NaN; repair or remove these images. {received}")
-    if low < 0.0 or high > 1.0:
-        raise ValueError(
-            "Floating point pixels must be in [0, 1]; divide grey values in 0..255 by 255. "
-            f"{received}, minimum={low}, maximum={high}"
-        )
-    return array.astype(np.float32)
-
-
 def _read_folder(folder: pathlib.Path, size: Size) -> dict[str, Images]:
-    streams = read_records(folder, size)
-    if streams:
-        _check_parts(streams, folder)
-        return {part: _held_if_small(stream) for part, stream in streams.items()}
-    parts = {part: folder / part for part in SPLITS if (folder / part).is_dir()}
-    parts = parts or {"train": folder}
-    _check_parts(parts, folder)
-    return {part: _read_images(path, size) for part, path in parts.items()}
-
-
-def _check_parts(parts: Mapping[str, Any], folder: pathlib.Path) -> None:
-    if "train" not in parts:
+    """Returns the splits of a folder of records or images, those that are small in memory."""
+    streams = read_records(folder, size) or _read_images(folder, size)
+    if "train" not in streams:
         raise ValueError(
-            f"A folder that holds {'/ and '.join(parts)}/ must hold train/ too. "
+            f"A folder that holds {'/ and '.join(streams)}/ must hold train/ too. "
             f"Received: {str(folder)!r}"
         )
+    return {
+        part: stream if stream.num_bytes > _MOST_HELD_BYTES else Held.read(stream.images())
+        for part, stream in streams.items()
+    }
 
 
-def _held_if_small(stream: Stream) -> Images:
-    return stream if stream.num_bytes > _MOST_HELD_BYTES else _in_memory(stream.images())
-
-
-def _read_images(folder: pathlib.Path, size: Size) -> Images:
-    """Returns the images below a folder in the order of their paths."""
-    files = Files(folder, _IMAGE_SUFFIXES)
-    if not len(files):
-        raise ValueError(
-            f"No {', '.join(_IMAGE_SUFFIXES)} or .tfrecord in folder. Received: {str(folder)!r}"
-        )
-    stream = Stream.open(files, size)
-    if stream.num_bytes > _MOST_HELD_BYTES:
-        return stream
-    paths = [os.fsdecode(files.path(number).numpy()) for number in range(len(files))]
-    return _read_all(paths, size)
-
-
-def _read_all(paths: Sequence[str], size: Size) -> NDArray[np.uint8]:
-    """Returns images that are few enough to be held; one in colour makes all of them so."""
-    images = [_decode(path, size) for path in paths]
-    channels = max(image.shape[-1] for image in images)
-    shape = (*images[0].shape[:2], channels)
-    for path, image in zip(paths, images, strict=True):
-        if image.shape[:2] != shape[:2]:
+def _read_images(folder: pathlib.Path, size: Size) -> dict[str, Stream]:
+    """Returns the splits of a folder of image files."""
+    parts = {part: folder / part for part in SPLITS if (folder / part).is_dir()}
+    streams = {}
+    for part, path in (parts or {"train": folder}).items():
+        files = Files(path, _IMAGE_SUFFIXES)
+        if not len(files):
             raise ValueError(
-                "Images must have one size; give `image_size` to resize them. Received: "
-                f"{shape[:2]} in {paths[0]!r} and {image.shape[:2]} in {path!r}"
+                f"No {', '.join(_IMAGE_SUFFIXES)} or .tfrecord in folder. Received: {str(path)!r}"
             )
-    return np.stack([np.broadcast_to(image, shape) for image in images])
+        streams[part] = Stream.open(files, size)
+    return streams
 
 
-def _decode(path: str, size: Size) -> NDArray[np.uint8]:
-    try:
-        image = tf.io.decode_image(tf.io.read_file(path), expand_animations=False)
-    except tf.errors.InvalidArgumentError as error:
-        raise ValueError(f"This image cannot be decoded. Received: {path!r}") from error
-    return resize(without_alpha(image), size).numpy()
-
-
-def _read_tfds(entry: _Entry, size: Size, data_dir: Any) -> dict[str, Images]:
-    import tensorflow_datasets as tfds
-
-    # TFDS looks at the variable only when it is imported.
+def _read_tfds(
+    entry: _Entry, size: Size, data_dir: str | os.PathLike[str] | None
+) -> dict[str, Images]:
+    tfds = require("tensorflow_datasets", "tfds")
+    # TFDS reads this variable only when it is imported.
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
     builder = tfds.builder(entry.tfds_name, data_dir=data_dir)
     if not builder.is_prepared():
@@ -216,15 +161,15 @@ def _read_tfds(entry: _Entry, size: Size, data_dir: Any) -> dict[str, Images]:
         return {part: Stream.open(found, size) for part, found in tfds_shards(builder).items()}
     config = tfds.ReadConfig(try_autocache=False, skip_prefetch=True)
 
-    def read(part: str) -> Images:
+    def read(part: str) -> Held:
         stored = builder.as_dataset(split=part, shuffle_files=False, read_config=config)
-        return _in_memory(stored.map(lambda x: _prepare(x["image"], entry, size)))
+        return Held.read(stored.map(lambda x: _prepare(x["image"], entry, size)))
 
-    return {part: read(part) for part in SPLITS if entry.has_validation or part != "validation"}
+    return {part: read(part) for part in SPLITS if part in builder.info.splits}
 
 
 def _prepare(image: tf.Tensor, entry: _Entry, size: Size) -> tf.Tensor:
-    """Returns one image of TFDS as it is stored here, uint8 or bool."""
+    """Returns one image of TFDS, `uint8` or `bool`, with light strokes and in its final size."""
     if entry.invert:
         image = 255 - image[..., :1]
     if entry.binary:
@@ -232,12 +177,12 @@ def _prepare(image: tf.Tensor, entry: _Entry, size: Size) -> tf.Tensor:
     return resize(image, size or entry.image_size)
 
 
-def _download(builder: Any, data_dir: Any) -> None:
-    """Has TFDS download and prepare a data set, and says what to do where that fails."""
+def _download(builder: Any, data_dir: str | os.PathLike[str] | None) -> None:
+    """Makes TFDS download and prepare a data set; where that fails, the error says what to do."""
     try:
         _check_hosts(builder.url_infos)
         builder.download_and_prepare()
-    except Exception as error:  # Network, quota, checksum, disk: the way out is the same.
+    except Exception as error:  # Network, quota, checksum, disk: the advice is the same.
         raise ValueError(
             f"The data set {builder.name!r} is not in {str(builder.data_path)!r}, and downloading "
             f"it failed ({type(error).__name__}: {error}). Where there is a network, prepare it by "
@@ -247,8 +192,8 @@ def _download(builder: Any, data_dir: Any) -> None:
         ) from error
 
 
-def _check_hosts(urls: Mapping[str, Any]) -> None:
-    """Raises ConnectionError if a host does not answer: TFDS would go on trying for minutes."""
+def _check_hosts(urls: Iterable[str]) -> None:
+    """Raises ConnectionError if a host does not answer, which TFDS would try for minutes."""
     if urllib.request.getproxies():
         return
     parts = [urllib.parse.urlsplit(url) for url in urls]
@@ -265,43 +210,8 @@ def _answers(host: str, port: int) -> bool:
             socket.create_connection((host, port), _CONNECT_SECONDS).close()
             answered.set()
 
-    # In a thread, as looking up the host's address has no time limit of its own.
+    # In a thread, because looking up the host's address has no time limit.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(2 * _CONNECT_SECONDS)
     return answered.is_set()
-
-
-def hold_out(images: Images, count: int, key: int) -> tuple[Images, Images]:
-    """Returns the images without `count` of them, and these, chosen once and for all."""
-    if isinstance(images, Stream):
-        return images.hold_out(count)
-    draws = uniform([len(images)], fold_in(as_seed(FIXED_SEED), key)).numpy()
-    order = np.argsort(draws, kind="stable")
-    return images[np.sort(order[count:])], images[np.sort(order[:count])]
-
-
-def examples(images: Images) -> Any:
-    """Returns a tf.data.Dataset of the single images."""
-    if isinstance(images, Stream):
-        return images.images()
-    return tf.data.Dataset.from_tensor_slices(images)
-
-
-def _in_memory(dataset: Any) -> NDArray[Any]:
-    """Returns the elements of a dataset, stacked."""
-    return dataset.batch(len(dataset)).get_single_element().numpy()
-
-
-def map_images(images: Images, function: Callable[[Any, Any], Any]) -> Images:
-    """Applies `function(index, image)`; what is in memory stays there."""
-    if isinstance(images, Stream):
-        return images.map(function)
-    mapped = examples(images).enumerate().map(function, num_parallel_calls=tf.data.AUTOTUNE)
-    return _in_memory(mapped)
-
-
-def _resized(splits: Mapping[str, Images], size: Size) -> dict[str, Images]:
-    if size is None:
-        return dict(splits)
-    return {part: map_images(x, lambda _, image: resize(image, size)) for part, x in splits.items()}

@@ -2,35 +2,32 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import tensorflow as tf
 
 from tf_mcvae.random import as_seed
 
-# Splits, and draws that are the same in every run, hang on this and not on the user's seed.
+# Seed of splits and of draws that are the same in every run, whatever the user's seed.
 FIXED_SEED = 20210718
 
 Size = tuple[int, int] | None
 
 _NUMBER, _ITEM = tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.string)
-LOOKED_AT = 16  # Images that are read to learn their shape.
+LOOKED_AT = 16  # Images that are read on loading, to learn their shape.
 
-# With TensorFlow's own four rounds, neighbours of a large permutation still lie side by side.
+# With TensorFlow's default of four, neighbours stay side by side in a large permutation.
 _ROUNDS = 24
 
 
 def permuted(index: tf.Tensor, seed: tf.Tensor, count: int) -> tf.Tensor:
-    """Returns where a random permutation of `count` numbers, that is nowhere stored, takes `index`.
+    """Returns values of a random permutation of `0, ..., count - 1`, which is not stored.
 
     Args:
-        index: Integers in `[0, count)`, any shape of rank 0 or 1.
-        seed: Seed tensor `[2]`, which says which permutation.
-        count: How many numbers there are.
-
-    Returns:
-        `int64` integers in `[0, count)`, different ones for different indices.
+        index: Integers in `[0, count)`, of rank 0 or 1.
+        seed: Seed tensor `[2]` of the permutation.
+        count: Length of the permutation.
     """
     return tf.raw_ops.RandomIndexShuffle(
         index=tf.cast(index, tf.int64),
@@ -42,9 +39,9 @@ def permuted(index: tf.Tensor, seed: tf.Tensor, count: int) -> tf.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """A split: places `first`, ..., `first + count - 1` of a random order that never changes.
+    """A split: places `first, ..., first + count - 1` of a random order that never changes.
 
-    The numbers of all images are `0, ..., total - 1`.
+    The images of the source are numbered `0, ..., total - 1`.
     """
 
     first: int
@@ -53,7 +50,7 @@ class Window:
 
     @property
     def is_all(self) -> bool:
-        """Whether no image is left out."""
+        """Whether the split holds all images of the source."""
         return self.count == self.total
 
     def place(self, number: tf.Tensor) -> tf.Tensor:
@@ -61,19 +58,22 @@ class Window:
         return permuted(number, as_seed(FIXED_SEED), self.total)
 
     def holds(self, number: tf.Tensor) -> tf.Tensor:
-        """Returns whether an image is of this split."""
+        """Returns whether an image is in this split."""
         place = self.place(number)
         return (place >= self.first) & (place < self.first + self.count)
 
 
 class Source(Protocol):
-    """Where images are: numbered from 0, and none of them read yet."""
+    """Images that are numbered from 0 and not read yet.
+
+    An item is what an image is read from: the path of a file or a record.
+    """
 
     def __len__(self) -> int:
-        """Returns how many there are."""
+        """Returns the number of images."""
 
-    def items(self, window: Window, seed: tf.Tensor | None) -> Any:
-        """Returns a dataset of numbers and what stands for the images of a split.
+    def items(self, window: Window, seed: tf.Tensor | None) -> tf.data.Dataset:
+        """Returns a dataset of the numbers and items of a split.
 
         Args:
             window: The split.
@@ -81,49 +81,48 @@ class Source(Protocol):
         """
 
     def buffer_size(self) -> int:
-        """Returns how many of the items are still to be shuffled together."""
+        """Returns the size of the buffer in which `items` must still be shuffled."""
 
-    def few(self) -> Any:
-        """Returns the first of a dataset of all of them, or some from all over it."""
+    def few(self) -> tf.data.Dataset:
+        """Returns a dataset of the numbers and items of `LOOKED_AT` images, or of all if fewer."""
 
     def decode(self, item: tf.Tensor) -> tf.Tensor:
-        """Returns the image `[H, W, C]`, `uint8`, of what stands for it."""
+        """Returns the image `[H, W, C]` of `uint8`."""
 
     def name(self, number: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
-        """Returns what to call the image in an error."""
+        """Returns the name of the image in errors."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Stream:
-    """Images of one shape, of which none stays in memory.
+    """Images of one shape, none of which stays in memory.
 
     Args:
-        source: Where they are.
-        window: Which of them are meant.
-        read: Makes an image of its number and what stands for it.
+        source: Where they are read from.
+        window: The split.
+        read: Returns an image, given its number and its item; a `tf.function`, to trace it once.
         spec: Shape `[H, W, C]` and dtype of an image.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        window: Window,
-        read: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-        spec: tf.TensorSpec,
-    ) -> None:
-        self._source, self._window = source, window
-        self._read = tf.function(read, [_NUMBER, _ITEM], autograph=False)  # Traced once only.
-        self.element_spec = spec
+    source: Source
+    window: Window
+    read: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    spec: tf.TensorSpec
 
     @classmethod
     def open(cls, source: Source, size: Size) -> Self:
-        """Returns all images of a source, after looking at a few of them.
+        """Returns all images of a source as `uint8`.
+
+        A few are looked at now. If one of these is in colour, all images get three channels;
+        otherwise they have one, and reading a colour image fails. Alpha channels are dropped.
 
         Args:
-            source: Where they are; it has at least one.
-            size: The size that they are given; by default that of the first.
+            source: Where they are read from: at least one image.
+            size: Size that they are resized to; by default that of the first, which all must have.
 
         Raises:
-            ValueError: If these cannot be decoded, or have different sizes.
+            ValueError: If the images looked at cannot be decoded or have different sizes. When
+                others are read, this is `tf.errors.InvalidArgumentError`.
         """
         window = Window(0, len(source), len(source))
         names, shapes = zip(*_look_at_some(source), strict=True)
@@ -137,6 +136,7 @@ class Stream:
 
         decode = tf.function(source.decode, [_ITEM], autograph=False)
 
+        @tf.function(input_signature=[_NUMBER, _ITEM], autograph=False)
         def read(number: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
             name = source.name(number, item)
             image = _decoded_or_error(decode, item, name)
@@ -145,62 +145,65 @@ class Stream:
         return cls(source, window, read, tf.TensorSpec(shape, tf.uint8))
 
     def __len__(self) -> int:
-        """Returns how many images there are."""
-        return self._window.count
+        """Returns the number of images."""
+        return self.window.count
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape `(H, W, C)` of an image."""
+        return tuple(self.spec.shape)
 
     @property
     def num_bytes(self) -> int:
-        """What they would take in memory."""
-        return len(self) * int(np.prod(self.element_spec.shape)) * self.element_spec.dtype.size
+        """Number of bytes that the images would take in memory."""
+        return len(self) * int(np.prod(self.shape)) * self.spec.dtype.size
 
-    def hold_out(self, count: int) -> tuple[Self, Self]:
-        """Returns the images without `count` of them, and these, chosen once and for all."""
-        first, total = self._window.first, self._window.total
+    def hold_out(self, count: int, key: int) -> tuple[Self, Self]:
+        """Returns the images without the next `count` of an order that never changes, and these."""
+        first, total = self.window.first, self.window.total
         rest = Window(first + count, len(self) - count, total)
-        return self._replaced(rest), self._replaced(Window(first, count, total))
-
-    def _replaced(self, window: Window) -> Self:
-        return type(self)(self._source, window, self._read, self.element_spec)
+        held_out = Window(first, count, total)
+        return dataclasses.replace(self, window=rest), dataclasses.replace(self, window=held_out)
 
     def map(self, function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> Self:
         """Applies `function(number, image)` to images as they are read.
 
-        The number of an image is the same in whatever order they are read.
+        The number of an image does not depend on the order in which they are read.
         """
 
+        @tf.function(input_signature=[_NUMBER, _ITEM], autograph=False)
         def read(number: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
-            return function(number, self._read(number, item))
+            return function(number, self.read(number, item))
 
-        traced = tf.function(function, autograph=False)
-        outputs = traced.get_concrete_function(_NUMBER, self.element_spec)
+        outputs = read.get_concrete_function()
         spec = tf.TensorSpec(outputs.output_shapes, outputs.output_dtypes)
-        return type(self)(self._source, self._window, read, spec)
+        return dataclasses.replace(self, read=read, spec=spec)
 
-    def images(self) -> Any:
-        """Returns a `tf.data.Dataset` of the images, in an order that never changes."""
-        return self._images(self._source.items(self._window, None))
+    def images(self) -> tf.data.Dataset:
+        """Returns a dataset of the images, in an order that never changes."""
+        return self._images(self.source.items(self.window, None))
 
-    def shuffled(self, seed: int) -> Any:
-        """Returns a `tf.data.Dataset` of the images, in a new order at every pass."""
+    def shuffled(self, seed: int) -> tf.data.Dataset:
+        """Returns a dataset of the images, in a new order at every pass."""
 
         @tf.autograph.experimental.do_not_convert
-        def one_pass(pass_seed: tf.Tensor) -> Any:
-            return self._source.items(self._window, tf.cast(pass_seed, tf.int32))
+        def one_pass(pass_seed: tf.Tensor) -> tf.data.Dataset:
+            return self.source.items(self.window, tf.cast(pass_seed, tf.int32))
 
         seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
         items = seeds.batch(2, drop_remainder=True).take(1).flat_map(one_pass)
-        buffer = min(len(self), self._source.buffer_size())
+        buffer = min(len(self), self.source.buffer_size())
         if buffer > 1:
             items = items.shuffle(buffer, seed=seed ^ 1, reshuffle_each_iteration=True)
         return self._images(items)
 
-    def _images(self, items: Any) -> Any:
-        images = items.map(self._read, num_parallel_calls=tf.data.AUTOTUNE)
+    def _images(self, items: tf.data.Dataset) -> tf.data.Dataset:
+        images = items.map(self.read, num_parallel_calls=tf.data.AUTOTUNE)
         return images.apply(tf.data.experimental.assert_cardinality(len(self)))
 
 
 def _look_at_some(source: Source) -> list[tuple[str, tuple[int, int, int]]]:
-    """Returns names and shapes, without alpha channels, of a few images of a source."""
+    """Returns the names of a few images of a source, and their shapes without alpha channels."""
     found = []
     for number, item in source.few():
         name = source.name(number, item).numpy().decode(errors="replace")
@@ -212,8 +215,10 @@ def _look_at_some(source: Source) -> list[tuple[str, tuple[int, int, int]]]:
     return found
 
 
-def _require(image: tf.Tensor, condition: tf.Tensor, message: str, *received: Any) -> tf.Tensor:
-    """Returns the image; an error with that message, if the condition does not hold."""
+def _checked(
+    image: tf.Tensor, condition: tf.Tensor, message: str, *received: tf.Tensor | str
+) -> tf.Tensor:
+    """Returns the image; reading it fails with that message if the condition does not hold."""
     text = tf.strings.join([f"{message} Received: '", *received])
     with tf.control_dependencies([tf.debugging.Assert(condition, [text])]):
         return tf.identity(image)
@@ -222,14 +227,15 @@ def _require(image: tf.Tensor, condition: tf.Tensor, message: str, *received: An
 def _decoded_or_error(
     decode: Callable[[tf.Tensor], tf.Tensor], item: tf.Tensor, name: tf.Tensor
 ) -> tf.Tensor:
-    """Decodes an image; the error, if it cannot be, says which it is.
+    """Decodes an image; if that fails, the error names it.
 
-    A graph knows no exceptions, but a dataset can leave out what fails, and another follow it.
+    A graph cannot catch an exception. But a dataset can drop the element that fails, so that the
+    first element of another dataset, which raises the error, takes its place.
     """
 
     def fail(_: tf.Tensor) -> tf.Tensor:
         nothing = tf.zeros([1, 1, 1], tf.uint8)
-        return _require(nothing, tf.constant(False), "This image cannot be decoded.", name, "'")
+        return _checked(nothing, tf.constant(False), "This image cannot be decoded.", name, "'")
 
     one = tf.data.Dataset.from_tensors(item)
     decoded = one.map(decode).ignore_errors()
@@ -244,23 +250,24 @@ def without_alpha(image: tf.Tensor) -> tf.Tensor:
 def _with_shape(
     image: tf.Tensor, shape: tuple[int, int, int], size: Size, name: tf.Tensor
 ) -> tf.Tensor:
-    """Returns an image of `shape`, or an error that says which has another."""
+    """Returns an image with `shape`; reading it fails if it has another size or is in colour."""
     found = tf.shape(image)
     if size is None:
         text = "Images must have one size; give `image_size` to resize them. "
         text += f"Most have {shape[:2]}."
         own = tf.strings.format("' of ({}, {})", (found[0], found[1]))
-        image = _require(image, tf.reduce_all(found[:2] == shape[:2]), text, name, own)
+        image = _checked(image, tf.reduce_all(found[:2] == shape[:2]), text, name, own)
     if shape[-1] == 1:
-        text = "Other images here are grey, and this one is in colour; convert it."
-        image = _require(image, found[-1] == 1, text, name, "'")
+        text = "Other images are grey, and this one is in colour; convert it, or all others."
+        image = _checked(image, found[-1] == 1, text, name, "'")
     return tf.ensure_shape(tf.broadcast_to(resize(image, size), shape), shape)
 
 
 def resize(image: tf.Tensor, size: Size) -> tf.Tensor:
-    """Crops `[H, W, C]` centrally to the aspect ratio of `size` and resizes it to that.
+    """Crops `[H, W, C]` centrally to the aspect ratio of `size`, and resizes it to `size`.
 
-    Shrinking averages areas, so that thin strokes stay; enlarging is bilinear.
+    Shrinking averages areas, which keeps thin strokes; enlarging is bilinear. `uint8` stays so;
+    `bool` and `float32` in [0, 1] become `float32`.
     """
     if size is None or tuple(image.shape[:2]) == size:
         return image
@@ -275,4 +282,4 @@ def resize(image: tf.Tensor, size: Size) -> tf.Tensor:
     )
     if image.dtype == tf.uint8:
         return tf.cast(tf.round(resized), tf.uint8)
-    return tf.clip_by_value(resized, 0.0, 1.0)  # An average may be off by a rounding error.
+    return tf.clip_by_value(resized, 0.0, 1.0)  # Rounding can take an average out of [0, 1].

@@ -13,10 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from tf_mcvae import random
+from tf_mcvae.checks import plain_errors
 from tf_mcvae.distribute import replicas
 from tf_mcvae.files import replacing
 from tf_mcvae.models import MonteCarloVAE
-from tf_mcvae.models.inputs import check_not_empty, plain_errors
+from tf_mcvae.models.inputs import check_not_empty
 from tf_mcvae.performance import cores
 
 Array = np.ndarray[Any, Any]

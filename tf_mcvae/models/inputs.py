@@ -1,8 +1,5 @@
 """Checks of the examples that users hand over."""
 
-import contextlib
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -14,11 +11,6 @@ from tf_mcvae.layers.likelihoods import Likelihood
 _FLOATS = (
     "Examples must be floating-point numbers; scale integer pixels first, for instance "
     "`x.astype('float32') / 255`."
-)
-_REFUSED = re.compile(
-    r"The \w+ likelihood needs .*Received: a batch with values from \S+ to [^\]\s]+"
-    # Of images that are read when they are needed.
-    r"|(?:This image cannot|Images must have|Other images here)[^\]]*Received: [^\]]*"
 )
 
 
@@ -101,7 +93,7 @@ def check_dataset(
     Returns:
         The data set to read in place of `dataset`, and the shape of one example. Reading raises
         `tf.errors.InvalidArgumentError` at the first batch with an impossible value, of which
-        `plain_errors` makes a `ValueError`.
+        `checks.plain_errors` makes a `ValueError`.
 
     Raises:
         TypeError: If the elements are no such batches, or not of floating-point numbers.
@@ -135,19 +127,6 @@ def check_not_empty(results: Any) -> None:
             "The data must give at least one batch. Received: data without examples, or fewer than "
             "one batch"
         )
-
-
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Turns TensorFlow's error of a batch that `check_dataset` refuses into a `ValueError`."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        refused = _REFUSED.search(str(error))
-        if refused is None:
-            raise
-        # TensorFlow escapes quotation marks.
-        raise ValueError(refused.group().replace("\\'", "'")) from error
 
 
 def _check_shape(shape: tf.TensorShape, event_shape: tuple[int, ...] | None) -> None:

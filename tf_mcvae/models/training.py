@@ -13,9 +13,10 @@ import keras
 import tensorflow as tf
 
 from tf_mcvae import random
+from tf_mcvae.checks import plain_errors
 from tf_mcvae.distribute import replicas
 from tf_mcvae.models.batch import Batch
-from tf_mcvae.models.inputs import check_not_empty, plain_errors
+from tf_mcvae.models.inputs import check_not_empty
 from tf_mcvae.models.updates import Updates
 from tf_mcvae.performance.plan import ExecutionPlan, JitCompile, jit_for_keras, plan_execution
 
