@@ -1,4 +1,4 @@
-"""Writing files so that none is ever half written."""
+"""Writing files and folders that are complete whenever they are visible."""
 
 import contextlib
 import json
@@ -7,23 +7,26 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary path to write a file or a folder to, which takes the place of `path` after.
+    """Yields a temporary path to write a file or folder to, and renames it to `path` at the end.
 
-    Whoever reads `path` finds the old content or the new one, never a half. What a failed attempt
-    leaves behind is removed.
+    `path` never holds incomplete content: if writing fails, the old content stays, and the
+    temporary path is removed. A file is replaced in a single step. A folder is not: the old one is
+    first renamed to `.old-<name>`, so for a moment nothing exists at `path`, and a process that is
+    killed in that moment leaves the old folder under that name.
     """
-    temporary = path.with_name(f".tmp-{path.name}")
+    temporary, old = (path.with_name(f".{prefix}-{path.name}") for prefix in ("tmp", "old"))
     _remove(temporary)
     try:
         yield temporary
-        if temporary.is_dir():
-            _remove(path)  # A folder cannot be replaced in one step.
+        if temporary.is_dir() and path.exists():
+            _remove(old)
+            path.rename(old)
         os.replace(temporary, path)
+        _remove(old)
     finally:
         _remove(temporary)
 
@@ -35,14 +38,14 @@ def _remove(path: pathlib.Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes JSON; numbers that are not finite, which JSON does not know, become null."""
+def write_json(path: pathlib.Path, values: object) -> None:
+    """Writes JSON. NaN and infinities, which JSON does not have, become null."""
     with replacing(path) as temporary:
         text = json.dumps(_finite(values), indent=2, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _finite(values: Any) -> Any:
+def _finite(values: object) -> object:
     if isinstance(values, dict):
         return {key: _finite(value) for key, value in values.items()}
     if isinstance(values, list | tuple):

@@ -245,7 +245,8 @@ def _networks(
                 f"The state dict has no `{prefix}.*` weights. Received: names {sorted(arrays)}"
             )
     conv = any(kernel.ndim == 4 for kernel, _ in layers["encoder_net"])
-    options = {"architecture": "conv" if conv else "dense", "activation": _activation(settings)}
+    options: dict[str, Any] = {"activation": _activation(settings)}
+    options["architecture"] = "conv" if conv else "dense"
 
     def hidden(prefix: str) -> list[int]:
         return [len(kernel) for kernel, _ in layers[prefix][:-1]] if not conv else [1]

@@ -1,4 +1,4 @@
-"""Activations, `gelu` with its first two derivatives in closed form, and their names."""
+"""Activations by name, and `gelu` with its first two derivatives in closed form."""
 
 import functools
 import math
@@ -10,27 +10,29 @@ import tensorflow as tf
 
 from tf_mcvae.performance.fusion import fused_elementwise
 
+Activation = Callable[[tf.Tensor], tf.Tensor]
+
 _SQRT_HALF = math.sqrt(0.5)
 _INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 
 
 @tf.custom_gradient
-def _gelu_slope(x: Any, cdf: Any) -> Any:
-    """Returns `Φ(x) + x φ(x)`; its own derivative is `(2 - x²) φ(x)`."""
+def _gelu_slope(x: tf.Tensor, cdf: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
+    """Returns `Φ(x) + x φ(x)`, whose derivative is `(2 - x²) φ(x)`."""
     square = x * x
     density = _INV_SQRT_2PI * tf.exp(-0.5 * square)
 
-    def grad(upstream: Any) -> Any:
-        # Where x² overflows the product would be infinity times zero.
+    def grad(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+        # Where x² overflows, the product would be infinity times zero.
         return upstream * tf.math.multiply_no_nan(2.0 - square, density), None
 
     return cdf + x * density, grad
 
 
 @tf.custom_gradient
-def _gelu(x: Any, cdf: Any, slope: Any) -> Any:
-    # The gradient takes the slope that it is given, so that the slope is computed once for the
-    # score and for its derivative; a graph that takes no gradient never computes it.
+def _gelu(x: tf.Tensor, cdf: tf.Tensor, slope: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
+    # The slope is an argument so that it is computed once, for the score and for the score's
+    # derivative. A graph without gradients prunes it.
     return x * cdf, lambda upstream: (upstream * slope, None, None)
 
 
@@ -41,11 +43,12 @@ def _exact_gelu(x: tf.Tensor) -> tf.Tensor:
     return tf.cast(_gelu(wide, cdf, _gelu_slope(wide, cdf)), x.dtype)
 
 
-def gelu(x: Any) -> Any:
-    """Computes `x Φ(x)`, Φ the standard normal distribution function (not its tanh approximation).
+def gelu(x: tf.Tensor) -> tf.Tensor:
+    """Computes `x Φ(x)`, where Φ is the standard normal distribution function.
 
-    Scores are themselves differentiated when a bound is trained, so the first two derivatives are
-    on the hot path and in closed form. Half precision is computed in `float32`.
+    This is the exact GELU, not its tanh approximation. Training a bound differentiates scores, so
+    the first two derivatives are implemented in closed form. Half-precision inputs are computed in
+    `float32`.
 
     Args:
         x: Tensor of any shape and floating dtype.
@@ -59,7 +62,7 @@ def gelu(x: Any) -> Any:
     return _exact_gelu(tf.convert_to_tensor(x))
 
 
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+ACTIVATIONS: dict[str, Activation] = {
     "gelu": gelu,
     "leakyrelu": functools.partial(tf.nn.leaky_relu, alpha=0.01),
     "logsigmoid": lambda x: -tf.nn.softplus(-x),
@@ -70,13 +73,14 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def get_activation(identifier: str | dict[str, Any] | Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Looks an activation up.
+def get_activation(identifier: str | dict[str, Any] | Activation) -> Activation:
+    """Returns the activation of a name, a configuration or a function.
 
     Args:
-        identifier: One of `ACTIVATIONS` (`leakyrelu` has slope 0.01, `logsoftmax` runs over the
-            last axis, `gelu` is exact), or what `keras.activations.get` takes: a Keras name, a
-            callable (registered, so that it can be saved) or its configuration.
+        identifier: One of `ACTIVATIONS` (`leakyrelu` has slope 0.01, `logsoftmax` normalises over
+            the last axis, `gelu` is exact), or any identifier that `keras.activations.get` accepts:
+            a Keras name, a callable (register it with Keras to save a model that uses it) or its
+            configuration.
 
     Returns:
         The function, from a tensor to one of the same shape.
@@ -91,7 +95,7 @@ def get_activation(identifier: str | dict[str, Any] | Callable[[Any], Any]) -> C
     if isinstance(identifier, str) and identifier in ACTIVATIONS:
         return ACTIVATIONS[identifier]
     try:
-        # Keras takes None for the identity; here that is more likely a mistake.
+        # Keras reads None as the identity. Here None is more likely a mistake.
         return keras.activations.get("" if identifier is None else identifier)
     except (TypeError, ValueError) as error:
         raise ValueError(
@@ -100,7 +104,7 @@ def get_activation(identifier: str | dict[str, Any] | Callable[[Any], Any]) -> C
         ) from error
 
 
-def activation_config(function: Callable[[Any], Any]) -> Any:
-    """Returns what `get_activation` makes `function` from."""
+def activation_config(function: Activation) -> str | dict[str, Any]:
+    """Returns the identifier from which `get_activation` returns `function`."""
     names = [name for name, known in ACTIVATIONS.items() if known is function]
     return names[0] if names else keras.activations.serialize(function)

@@ -1,6 +1,6 @@
-"""Likelihoods: from a decoder's output to the distribution of x given z.
+"""Likelihoods: distributions of x given z, parameterised by a decoder's output.
 
-To add one, subclass `Likelihood`, define `elementwise`, and say in `support` what values it takes:
+To add one, subclass `Likelihood`, define `elementwise`, and name the allowed values in `support`:
 
     @keras.saving.register_keras_serializable("my_package")
     class Laplace(Likelihood):
@@ -18,63 +18,75 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tf_mcvae import random
+from tf_mcvae.checks import ExplicitArguments
 
 tfd = tfp.distributions
 
 
-def _wide(parameters: Any) -> Any:
-    """Returns `parameters` in `float32`, or as they are where they are wider."""
+def _wide(parameters: tf.Tensor) -> tf.Tensor:
+    """Returns `parameters`, cast to `float32` if they are narrower."""
     parameters = tf.convert_to_tensor(parameters)
     return tf.cast(parameters, tf.float32) if parameters.dtype.size < 4 else parameters
 
 
-class Likelihood(keras.layers.Layer):
-    """Base of the likelihoods `p(x|z)`, whose elements are independent given z.
+class Likelihood(ExplicitArguments, keras.layers.Layer):
+    """Base class of likelihoods `p(x|z)` whose elements are independent given z.
 
-    Parameters have the axes `[..., *event]`, mostly `[S, B, H, W, C]`, as the decoder makes them.
-    All is computed in `float32` or wider, whatever the precision of the networks.
+    Parameters are the decoder's output and have the axes `[..., *event]`, usually
+    `[S, B, H, W, C]`. All computations are in `float32` or wider, whatever the precision of the
+    networks.
 
-    Calling the layer on parameters gives `mean(parameters)`.
+    Calling the layer on parameters returns `mean(parameters)`.
+
+    Args:
+        name, trainable, dtype: As in `keras.layers.Layer`.
 
     Attributes:
-        parameters_per_channel: P, how many parameters stand behind one channel of `x`: the last
-            axis of the parameters is P times as long as that of `x`.
-        support: What `x` may be, in words that complete "the likelihood needs".
+        parameters_per_channel: P, the number of parameters of each channel of `x`. The last axis
+            of the parameters is P times as long as that of `x`.
+        support: The allowed values of `x`, in words that complete "the likelihood needs".
     """
 
     parameters_per_channel: int = 1
     support: str = "finite values"
 
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("dtype", "float32")
-        super().__init__(**kwargs)
-        # Likelihoods are used through their methods, which build nothing.
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = "float32",
+    ) -> None:
+        super().__init__(name=name, trainable=trainable, dtype=dtype)
+        # Models call the methods of a likelihood, and methods do not build the layer.
         self.built = type(self).build is Likelihood.build
 
-    # What a subclass defines.
+    # Methods that a subclass defines.
 
-    def elementwise(self, parameters: Any) -> Any:
-        """Returns the distribution of every element of `x`: batch shape that of `x`, no event."""
+    def elementwise(self, parameters: tf.Tensor) -> tfp.distributions.Distribution:
+        """Returns the distribution of the elements of `x`: scalars, batched as `x`."""
         raise NotImplementedError
 
-    def elementwise_log_prob(self, parameters: Any, x: Any) -> Any:
+    def elementwise_log_prob(self, parameters: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """Returns the log density of every element of `x`."""
         return self.elementwise(parameters).log_prob(x)
 
-    def from_uniform(self, parameters: Any, uniform: Any) -> Any:
-        """Turns numbers uniform on (0, 1), of the shape of `x`, into draws of `x`.
+    def from_uniform(self, parameters: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+        """Turns numbers uniform on (0, 1), in the shape of `x`, into draws of `x`.
 
-        By default the inverse of the distribution function, for distributions that have one.
+        The default is the quantile function, for distributions that implement it.
         """
         return self.elementwise(parameters).quantile(uniform)
 
-    def in_support(self, x: Any) -> Any:
-        """Returns for each element of `x` whether the likelihood is defined there."""
+    def in_support(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns whether the likelihood is defined at each element of `x`."""
         return tf.math.is_finite(x)
 
-    # What models use.
+    # Methods that models call.
 
-    def distribution(self, parameters: Any, event_ndims: int = 3) -> Any:
+    def distribution(
+        self, parameters: tf.Tensor, event_ndims: int = 3
+    ) -> tfp.distributions.Distribution:
         """Returns `p(x|z)` as a `tfd.Independent`.
 
         Args:
@@ -83,7 +95,7 @@ class Likelihood(keras.layers.Layer):
         """
         return tfd.Independent(self.elementwise(_wide(parameters)), event_ndims)
 
-    def log_prob(self, parameters: Any, x: Any) -> Any:
+    def log_prob(self, parameters: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """Computes `log p(x|z)`, with all normalising constants.
 
         Args:
@@ -91,10 +103,10 @@ class Likelihood(keras.layers.Layer):
             x: `[B, *event]`.
 
         Returns:
-            `[B]` or `[S, B]`, in nats: the sum over the axes of `x` but its first.
+            `[B]` or `[S, B]`, in nats: the sum over all axes of `x` but the first.
 
         Raises:
-            ValueError: If the event axes of `parameters` and `x` do not fit together.
+            ValueError: If the event axes of `parameters` and `x` do not match.
         """
         parameters, x = _wide(parameters), tf.convert_to_tensor(x)
         event_ndims = x.shape.rank - 1
@@ -102,12 +114,14 @@ class Likelihood(keras.layers.Layer):
         elements = self.elementwise_log_prob(parameters, tf.cast(x, parameters.dtype))
         return tf.reduce_sum(elements, axis=list(range(-event_ndims, 0)))
 
-    def mean(self, parameters: Any) -> Any:
+    def mean(self, parameters: tf.Tensor) -> tf.Tensor:
         """Returns the mean of `p(x|z)`, `[..., *event]`."""
         return self.elementwise(_wide(parameters)).mean()
 
-    def sample(self, parameters: Any, seed: Any, event_ndims: int = 3) -> Any:
-        """Draws `x ~ p(x|z)`, the same numbers for a seed in eager, graph and XLA execution.
+    def sample(
+        self, parameters: tf.Tensor, seed: int | tf.Tensor, event_ndims: int = 3
+    ) -> tf.Tensor:
+        """Draws `x ~ p(x|z)`. A seed gives the same numbers in eager, graph and XLA execution.
 
         Args:
             parameters: The decoder's output, `[..., *event]`.
@@ -119,7 +133,8 @@ class Likelihood(keras.layers.Layer):
             One draw for each set of parameters, `[..., *event]`.
 
         Raises:
-            ValueError: If there is a seed for each row, but other axes than `[B]` or `[S, B]`.
+            ValueError: If there is a seed for each row, but the parameters have other axes than
+                `[B, *event]` or `[S, B, *event]`.
         """
         parameters, seed = _wide(parameters), random.as_seed(seed)
         shape = [*random.shape_of(parameters)[:-1], self._channels(parameters.shape)]
@@ -129,13 +144,13 @@ class Likelihood(keras.layers.Layer):
                 "With a seed for each row, `parameters` must be [B, *event] or [S, B, *event]. "
                 f"Received: parameters of shape {parameters.shape} and event_ndims={event_ndims}"
             )
-        # `random` has the batch on axis 1.
+        # `random` expects the batch on axis 1.
         uniform = random.uniform([1, *shape] if leading == 1 else shape, seed)
         uniform = tf.reshape(uniform, shape) + 2.0**-24  # From [0, 1) to (0, 1).
         return self.from_uniform(parameters, tf.cast(uniform, parameters.dtype))
 
-    def check_support(self, x: Any) -> None:
-        """Raises a `ValueError` unless the likelihood is defined for all of the array `x`."""
+    def check_support(self, x: np.ndarray[Any, Any] | tf.Tensor) -> None:
+        """Raises a `ValueError` unless the likelihood is defined at every element of `x`."""
         x = np.asarray(x)
         if not np.all(self.in_support(tf.cast(x, tf.float32))):
             raise ValueError(
@@ -144,7 +159,7 @@ class Likelihood(keras.layers.Layer):
                 f"Received: x of shape {x.shape} with values from {x.min()} to {x.max()}"
             )
 
-    def call(self, parameters: Any) -> Any:
+    def call(self, parameters: tf.Tensor) -> tf.Tensor:
         """Returns `mean(parameters)`."""
         return self.mean(parameters)
 
@@ -152,10 +167,12 @@ class Likelihood(keras.layers.Layer):
         """Returns the shape of `x`."""
         return (*input_shape[:-1], self._channels(input_shape))
 
-    def _channels(self, shape: Any) -> int:
+    def _channels(self, shape: Sequence[Any]) -> int:
         return int(shape[-1]) // self.parameters_per_channel
 
-    def _check_shapes(self, parameters: Any, x: Any, event_ndims: int) -> None:
+    def _check_shapes(
+        self, parameters: tf.TensorShape, x: tf.TensorShape, event_ndims: int
+    ) -> None:
         # A last axis of unknown length stays unknown.
         expected = [*x[1:-1], x[-1] and x[-1] * self.parameters_per_channel] if event_ndims else []
         if not parameters[parameters.rank - event_ndims :].is_compatible_with(expected):
@@ -167,9 +184,13 @@ class Likelihood(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class Bernoulli(Likelihood):
-    """Bernoulli pixels, the parameters being logits: `log p(x|z) = Σ x l - log(1 + exp(l))`.
+    """Bernoulli pixels with logits l as parameters: `log p(x|z) = Σ x l - log(1 + exp(l))`.
 
-    `x` between 0 and 1 is taken too, with the same formula (which then is no normalised density).
+    Values of `x` between 0 and 1 are allowed and use the same formula, which is then not a
+    normalised density.
+
+    Args:
+        name, trainable, dtype: As in `keras.layers.Layer`.
 
     Example:
         >>> Bernoulli().log_prob(tf.zeros([1, 2]), tf.constant([[0.0, 1.0]])).numpy().round(4)
@@ -179,31 +200,31 @@ class Bernoulli(Likelihood):
     support = "values in [0, 1]"
     suits_xla = True
 
-    def elementwise(self, parameters: Any) -> Any:
+    def elementwise(self, parameters: tf.Tensor) -> tfp.distributions.Distribution:
         """Returns `tfd.Bernoulli`."""
         return tfd.Bernoulli(logits=parameters, dtype=parameters.dtype)
 
-    def elementwise_log_prob(self, parameters: Any, x: Any) -> Any:
+    def elementwise_log_prob(self, parameters: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """Returns `x l - softplus(l)`: one softplus, where TFP's cross entropy branches."""
         return x * parameters - tf.nn.softplus(parameters)
 
-    def from_uniform(self, parameters: Any, uniform: Any) -> Any:
-        """Returns one where the uniform number is below the probability, else zero."""
+    def from_uniform(self, parameters: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+        """Returns 1 where the uniform number is below the probability, and 0 otherwise."""
         return tf.cast(uniform < tf.sigmoid(parameters), parameters.dtype)
 
-    def in_support(self, x: Any) -> Any:
+    def in_support(self, x: tf.Tensor) -> tf.Tensor:
         """Returns whether `0 <= x <= 1`."""
         return (x >= 0.0) & (x <= 1.0)
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class Gaussian(Likelihood):
-    """Gaussian pixels around the decoder's output, all of one scale.
+    """Gaussian pixels: the decoder's output is their location, and all share one scale.
 
     Args:
-        scale: Standard deviation; the one to start from, where it is learned.
+        scale: Standard deviation, or its initial value if it is learned.
         learned: Whether the scale is trained with the networks, through its logarithm.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        name, trainable, dtype: As in `keras.layers.Layer`.
 
     Raises:
         ValueError: If `scale` is not a positive finite number.
@@ -218,14 +239,22 @@ class Gaussian(Likelihood):
 
     suits_xla = True
 
-    def __init__(self, scale: float = 1.0, learned: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        scale: float = 1.0,
+        learned: bool = False,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = "float32",
+    ) -> None:
         number = isinstance(scale, int | float | np.number)
         if not number or not 0.0 < scale < math.inf:
             raise ValueError(f"`scale` must be a positive number. Received: scale={scale!r}")
-        super().__init__(**kwargs)
+        super().__init__(name=name, trainable=trainable, dtype=dtype)
         self.initial_scale, self.learned = float(scale), bool(learned)
         if learned:
-            # Not cast down within a model of mixed precision.
+            # A model of mixed precision must not cast the weight to half precision.
             self.log_scale = self.add_weight(
                 initializer=keras.initializers.Constant(math.log(scale)),
                 autocast=False,
@@ -233,13 +262,13 @@ class Gaussian(Likelihood):
             )
 
     @property
-    def scale(self) -> Any:
+    def scale(self) -> tf.Tensor:
         """The standard deviation, a scalar tensor."""
         if self.learned:
             return tf.exp(tf.convert_to_tensor(self.log_scale))
         return tf.constant(self.initial_scale, self.variable_dtype)
 
-    def elementwise(self, parameters: Any) -> Any:
+    def elementwise(self, parameters: tf.Tensor) -> tfp.distributions.Distribution:
         """Returns `tfd.Normal`."""
         return tfd.Normal(parameters, tf.cast(self.scale, parameters.dtype))
 
@@ -252,12 +281,13 @@ _NAMES: dict[str, type[Likelihood]] = {"bernoulli": Bernoulli, "gaussian": Gauss
 
 
 def get(identifier: str | dict[str, Any] | Likelihood) -> Likelihood:
-    """Returns a likelihood.
+    """Returns the likelihood of a name or configuration.
 
     Args:
-        identifier: `"bernoulli"`, `"gaussian"`, or the name under which Keras knows a class of
-            yours (`"my_package>Laplace"`); a dictionary of `class_name` and `config`; what
-            `keras.saving.serialize_keras_object` gave; or a `Likelihood`, which is returned as is.
+        identifier: `"bernoulli"`, `"gaussian"`, or the name under which a custom class is
+            registered with Keras (`"my_package>Laplace"`); a dictionary of `class_name` and
+            `config`, or the result of `keras.saving.serialize_keras_object`; or a `Likelihood`,
+            which is returned unchanged.
 
     Raises:
         ValueError: If there is no likelihood of that name.

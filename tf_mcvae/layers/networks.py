@@ -1,52 +1,61 @@
-"""Encoders and decoders: dense ones of any shape, and the convolutional pair for images.
+"""Encoders and decoders: dense networks for any shape, and a convolutional pair for images.
 
-The contract that every model of the package relies on is about tensors only, so any Keras model
-that keeps it will do (`keras.Sequential`, functional, or a subclass):
+Models accept any Keras model (`keras.Sequential`, functional or a subclass) in their place that
+maps tensors as follows:
 
     encoder   x [N, *event]  ->  [N, 2 D]          D locations, then D log variances of q(z|x)
-    decoder   z [N, D]       ->  [N, *parameters]  logits, locations: what the likelihood takes
+    decoder   z [N, D]       ->  [N, *parameters]  the likelihood's parameters, such as logits
 
-The convolutional pair is that of the Monte Carlo VAE (Thin et al., 2021, arXiv 2106.15921), but
-kernels start from the Keras defaults (Glorot uniform, zero biases), not from PyTorch's.
+The convolutional pair is that of the Monte Carlo VAE (Thin et al., 2021, arXiv 2106.15921), except
+that kernels are initialised by the Keras defaults (Glorot uniform, zero biases), not PyTorch's.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
-from tf_mcvae.checks import check_positive_integer
-from tf_mcvae.layers.activations import ACTIVATIONS, activation_config, get_activation
+from tf_mcvae.checks import ExplicitArguments, check_positive_integer
+from tf_mcvae.layers.activations import (
+    ACTIVATIONS,
+    Activation,
+    activation_config,
+    get_activation,
+)
 from tf_mcvae.performance.upsampling import nearest_resize, pointwise_conv, upsampled_conv
 
+Architecture = Literal["conv", "dense"]
 
-def _options(layer: Any) -> dict[str, Any]:
-    """Returns what the image layers within `layer` have in common."""
+
+def _options(layer: keras.Layer) -> dict[str, Any]:
+    """Returns the arguments that all image layers within `layer` share."""
     return {"data_format": "channels_last", "dtype": layer.dtype_policy}
 
 
-def _weights(layer: Any) -> tuple[Any, Any]:
-    """Returns a layer's kernel and bias, of the dtype that it computes in."""
+def _weights(layer: keras.Layer) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns a layer's kernel and bias, in its compute dtype."""
     return tf.convert_to_tensor(layer.kernel), tf.convert_to_tensor(layer.bias)
 
 
 class _ConvBlock(keras.layers.Layer):
-    """Twice a 3x3 convolution and the activation, and a residual connection.
+    """Two 3x3 convolutions, each with its activation, and a residual connection.
 
-    The input is added to the second activation's output, zeros standing in for the channels it
-    lacks at the end. Where the input has more channels than the output, nothing is added.
+    The input is added to the second activation's output, padded with zeros for missing channels.
+    If the input has more channels than the output, there is no residual connection.
     """
 
     def __init__(
         self,
-        activation: Callable[[Any], Any],
+        activation: Activation,
         channels: int,
         middle_channels: int | None = None,
-        **kwargs: Any,
+        *,
+        name: str,
+        dtype: keras.DTypePolicy,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(name=name, dtype=dtype)
         self.channels, self.middle_channels = channels, middle_channels or channels
         options = {"padding": "same", "activation": activation, **_options(self)}
         self.first = keras.layers.Conv2D(self.middle_channels, 3, name="first", **options)
@@ -56,18 +65,18 @@ class _ConvBlock(keras.layers.Layer):
         self.first.build(input_shape)
         self.second.build((*input_shape[:3], self.middle_channels))
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         outputs = self.second(self._convolve(inputs))
-        lacking = self.channels - inputs.shape[-1]
-        if lacking < 0:
+        missing = self.channels - inputs.shape[-1]
+        if missing < 0:
             return outputs
-        residual = tf.pad(inputs, [[0, 0]] * 3 + [[0, lacking]]) if lacking else inputs
+        residual = tf.pad(inputs, [[0, 0]] * 3 + [[0, missing]]) if missing else inputs
         return self._add(outputs, residual)
 
-    def _convolve(self, inputs: Any) -> Any:
+    def _convolve(self, inputs: tf.Tensor) -> tf.Tensor:
         return self.first(inputs)
 
-    def _add(self, outputs: Any, residual: Any) -> Any:
+    def _add(self, outputs: tf.Tensor, residual: tf.Tensor) -> tf.Tensor:
         return outputs + residual
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
@@ -77,20 +86,22 @@ class _ConvBlock(keras.layers.Layer):
 class _UpsamplingBlock(_ConvBlock):
     """A block whose input is resized first.
 
-    With `outputs`, a 1x1 convolution to so many channels follows. It is taken of each term of the
-    residual connection, so that of the input only these channels are resized.
+    With `outputs`, a 1x1 convolution to that number of channels follows. It is applied to both
+    terms of the residual connection separately, so that only its output channels are resized.
     """
 
     def __init__(
         self,
-        activation: Callable[[Any], Any],
+        activation: Activation,
         channels: int,
         middle_channels: int,
         size: tuple[int, int],
         outputs: int | None = None,
-        **kwargs: Any,
+        *,
+        name: str,
+        dtype: keras.DTypePolicy,
     ) -> None:
-        super().__init__(activation, channels, middle_channels, **kwargs)
+        super().__init__(activation, channels, middle_channels, name=name, dtype=dtype)
         self.size = size
         self.last = outputs and keras.layers.Conv2D(outputs, 1, name="last", **_options(self))
 
@@ -99,11 +110,11 @@ class _UpsamplingBlock(_ConvBlock):
         if self.last:
             self.last.build((*input_shape[:3], self.channels))
 
-    def _convolve(self, inputs: Any) -> Any:
+    def _convolve(self, inputs: tf.Tensor) -> tf.Tensor:
         kernel, bias = _weights(self.first)
         return self.first.activation(upsampled_conv(inputs, kernel, bias, *self.size))
 
-    def _add(self, outputs: Any, residual: Any) -> Any:
+    def _add(self, outputs: tf.Tensor, residual: tf.Tensor) -> tf.Tensor:
         if self.last:
             kernel, bias = _weights(self.last)
             outputs = pointwise_conv(outputs, kernel, bias)
@@ -114,8 +125,8 @@ class _UpsamplingBlock(_ConvBlock):
         return (input_shape[0], *self.size, self.last.filters if self.last else self.channels)
 
 
-def _check_integers(name: str, values: Any) -> tuple[int, ...]:
-    """Returns `values`, integers or one, as a tuple, after checking that all are positive."""
+def _check_integers(name: str, values: int | Sequence[int]) -> tuple[int, ...]:
+    """Returns `values`, one or more integers, as a tuple, after checking that all are positive."""
     values = values if isinstance(values, list | tuple) else (values,)
     for value in values:
         check_positive_integer(name, value)
@@ -123,26 +134,29 @@ def _check_integers(name: str, values: Any) -> tuple[int, ...]:
 
 
 def _check_image(name: str, shape: Sequence[Any]) -> None:
-    """Refuses image shapes that the convolutional networks cannot halve three times."""
+    """Raises unless the convolutional networks can halve images of `shape` three times."""
     if len(shape) != 3 or None in shape or min(shape[0], shape[1]) < 8:
         raise ValueError(
-            f"The convolutional {name} halves images three times: it needs a known shape [H, W, C] "
-            'with H and W at least 8. For anything else take architecture="dense". '
+            f"The convolutional {name} halves images three times, so it needs a known shape "
+            '[H, W, C] with H and W at least 8. For other shapes, use architecture="dense". '
             f"Received: shape={tuple(shape)}"
         )
 
 
-class _Chain(keras.Model):
-    """Layers one after the other, with what the constructors of both networks have in common."""
+class _Chain(ExplicitArguments, keras.Model):
+    """A sequence of layers, and the arguments that the encoder and the decoder share."""
 
     def __init__(
-        self, architecture: str, activation: Any, hidden_units: Sequence[int], **kwargs: Any
+        self,
+        architecture: Architecture,
+        activation: str | dict[str, Any] | Activation,
+        hidden_units: Sequence[int],
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if architecture not in ("conv", "dense"):
             raise ValueError(
-                'There is no such architecture. Choose "conv" or "dense". '
-                f"Received: architecture={architecture!r}"
+                f'`architecture` must be "conv" or "dense". Received: architecture={architecture!r}'
             )
         self.architecture = architecture
         self.activation = get_activation(activation)
@@ -155,24 +169,24 @@ class _Chain(keras.Model):
         """
         return self.architecture == "dense" and self.activation in ACTIVATIONS.values()
 
-    def _hidden(self) -> list[Any]:
+    def _hidden(self) -> list[keras.Layer]:
         return [self._dense(units, self.activation) for units in self.hidden_units]
 
-    def _dense(self, units: int, activation: Any = None) -> Any:
+    def _dense(self, units: int, activation: Activation | None = None) -> keras.Layer:
         return keras.layers.Dense(units, activation, dtype=self.dtype_policy)
 
-    def _block(self, cls: type[_ConvBlock], number: int, *args: Any) -> _ConvBlock:
-        return cls(self.activation, *args, name=f"block_{number}", dtype=self.dtype_policy)
+    def _block(self, cls: type[_ConvBlock], index: int, *args: Any) -> _ConvBlock:
+        return cls(self.activation, *args, name=f"block_{index}", dtype=self.dtype_policy)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Builds the layers for inputs of shape `input_shape`, the batch first."""
+        """Builds the layers for inputs of shape `input_shape`, which includes the batch axis."""
         if isinstance(self.chain[0], _ConvBlock):
             _check_image("encoder", input_shape[1:])
         for layer in self.chain:
             layer.build(input_shape)
             input_shape = layer.compute_output_shape(input_shape)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Returns the last layer's output."""
         outputs = tf.cast(inputs, self.compute_dtype)
         for layer in self.chain:
@@ -200,17 +214,19 @@ class Encoder(_Chain):
     """Computes the location and the log variance of `q(z|x) = N(loc, diag(exp(log variance)))`.
 
     The convolutional architecture is a block of 16 channels (two 3x3 convolutions and a residual
-    connection), then three times 2x2 max-pooling and a block (32, 64, 64), then a linear layer.
+    connection), three pairs of 2x2 max-pooling and a block (32, 64 and 64 channels), and a linear
+    layer.
 
     Args:
         latent_dim: Latent dimension D.
         architecture: `"conv"` for images of at least 8x8 pixels, or `"dense"`.
-        activation: See `get_activation`.
+        activation: A name, a configuration or a function; see `get_activation`.
         hidden_units: Widths of the hidden layers of the dense architecture.
-        **kwargs: Arguments of `keras.Model`.
+        name, trainable, dtype: As in `keras.Model`.
 
     Returns:
-        `[N, 2 D]`, D locations, then D log variances, for inputs `[N, H, W, C]` (dense: any event).
+        `[N, 2 D]`, D locations, then D log variances, for inputs `[N, H, W, C]`. The dense
+        architecture accepts inputs `[N, ...]` of any known shape.
 
     Raises:
         ValueError: If an argument is out of range, or (on building) the images are too small.
@@ -226,20 +242,24 @@ class Encoder(_Chain):
     def __init__(
         self,
         latent_dim: int,
-        architecture: str = "conv",
-        activation: Any = "gelu",
+        architecture: Architecture = "conv",
+        activation: str | dict[str, Any] | Activation = "gelu",
         hidden_units: Sequence[int] = (400,),
-        **kwargs: Any,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
-        super().__init__(architecture, activation, hidden_units, **kwargs)
+        options = {"name": name, "trainable": trainable, "dtype": dtype}
+        super().__init__(architecture, activation, hidden_units, **options)
         check_positive_integer("latent_dim", latent_dim)
         self.latent_dim = int(latent_dim)
         flatten = keras.layers.Flatten(**_options(self))
         body = [*self._conv(), flatten] if architecture == "conv" else [flatten, *self._hidden()]
         self.chain = [*body, self._dense(2 * self.latent_dim)]
 
-    def _conv(self) -> list[Any]:
-        layers: list[Any] = [self._block(_ConvBlock, 0, 16)]
+    def _conv(self) -> list[keras.Layer]:
+        layers: list[keras.Layer] = [self._block(_ConvBlock, 0, 16)]
         for i, channels in enumerate((32, 64, 64), start=1):
             layers.append(keras.layers.MaxPooling2D(2, **_options(self)))
             layers.append(self._block(_ConvBlock, i, channels))
@@ -252,19 +272,19 @@ class Encoder(_Chain):
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class Decoder(_Chain):
-    """Computes the parameters of `p(x|z)`: logits, locations, whatever the likelihood takes.
+    """Computes the likelihood's parameters, such as logits or locations, from z.
 
-    The convolutional architecture is a linear layer to `[H//8, W//8, 64]`, then three times a
+    The convolutional architecture is a linear layer to `[H//8, W//8, 64]`, three pairs of a
     nearest-neighbour resize and a block (32 channels at twice that size, 16 at four times, 16 at
-    `H × W`), then a 1x1 convolution.
+    `H × W`), and a 1x1 convolution.
 
     Args:
-        output_shape: Shape of one output without the batch. `(H, W, C)` for the convolutional
-            architecture, C the likelihood's parameters a pixel; any for the dense one.
+        output_shape: Shape of one output, without the batch axis. The convolutional architecture
+            needs `(H, W, C)`, where C is the number of the likelihood's parameters for each pixel.
         architecture: `"conv"` for images of at least 8x8 pixels, or `"dense"`.
-        activation: See `get_activation`.
-        hidden_units: Widths of the hidden layers of the dense architecture, from `z` upwards.
-        **kwargs: Arguments of `keras.Model`.
+        activation: A name, a configuration or a function; see `get_activation`.
+        hidden_units: Widths of the hidden layers of the dense architecture, from input to output.
+        name, trainable, dtype: As in `keras.Model`.
 
     Returns:
         `[N, *output_shape]` for inputs `[N, D]`.
@@ -283,21 +303,25 @@ class Decoder(_Chain):
     def __init__(
         self,
         output_shape: Sequence[int],
-        architecture: str = "conv",
-        activation: Any = "gelu",
+        architecture: Architecture = "conv",
+        activation: str | dict[str, Any] | Activation = "gelu",
         hidden_units: Sequence[int] = (400,),
-        **kwargs: Any,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
-        super().__init__(architecture, activation, hidden_units, **kwargs)
+        options = {"name": name, "trainable": trainable, "dtype": dtype}
+        super().__init__(architecture, activation, hidden_units, **options)
         self.event_shape = _check_integers("output_shape", output_shape)
         self.chain = self._conv() if architecture == "conv" else self._mlp()
 
-    def _mlp(self) -> list[Any]:
+    def _mlp(self) -> list[keras.Layer]:
         last = self._dense(math.prod(self.event_shape))
         reshape = keras.layers.Reshape(self.event_shape, dtype=self.dtype_policy)
         return [*self._hidden(), last, reshape]
 
-    def _conv(self) -> list[Any]:
+    def _conv(self) -> list[keras.Layer]:
         _check_image("decoder", self.event_shape)
         height, width, channels = self.event_shape
         rows, columns = height // 8, width // 8
