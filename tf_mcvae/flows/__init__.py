@@ -1,11 +1,11 @@
-"""Normalising flows: invertible maps `z = T(u)` of known Jacobian, as Keras layers.
+"""Normalising flows: invertible maps `z = T(u)` with a known Jacobian, as Keras layers.
 
-A flow turns the encoder's Gaussian into a posterior that need not be one: for `u ~ q(u)`,
+A flow turns the encoder's Gaussian into a more flexible posterior. For `u ~ q(u)`,
 
     log q(z) = log q(u) - log |det T'(u)|,        z = T(u).
 
-All flows here begin at the identity or near it, so that training starts at the bound of the model
-without flow, and reach all of the latent space, so that importance weights average to the evidence.
+All flows start at or near the identity, so training starts near the bound of the model without a
+flow. Their range is the whole latent space, so the mean of importance weights is the evidence.
 """
 
 from tf_mcvae.flows.affine import IAF, RealNVP

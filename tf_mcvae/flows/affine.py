@@ -14,31 +14,38 @@ from tf_mcvae.flows.base import NetworkFlow, mask
 
 tfb = tfp.bijectors
 
-# Of the log scales: enough for any posterior, and no exponential overflows.
+# Large enough for any posterior, small enough that no exponential overflows.
 _LARGEST_LOG_SCALE = 3.0
 
 
 class _AffineFlow(NetworkFlow):
-    """What RealNVP and IAF share: a masked network that gives shifts and log scales.
+    """Base class of RealNVP and IAF: a masked network that returns shifts and log scales.
 
-    Each unit has a degree, and sees the units of the layer before whose degree is not higher
-    (MADE, Germain et al., arXiv 1502.03509). The log scales are `c tanh(s / c)`, c = 3, which keeps
-    each scale between 0.05 and 20.
+    Each unit has a degree and depends on the units of the previous layer whose degree is not higher
+    (MADE, Germain et al., arXiv 1502.03509). The log scales are `c tanh(s / c)`, c = 3, so each
+    scale lies between 0.05 and 20.
     """
 
-    def __init__(self, hidden_units: Sequence[int] = (128, 128), **kwargs: Any) -> None:
-        super().__init__(hidden_units, **kwargs)
+    def __init__(
+        self,
+        hidden_units: Sequence[int] = (128, 128),
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = "float32",
+    ) -> None:
+        super().__init__(hidden_units, name=name, trainable=trainable, dtype=dtype)
 
     def _degrees(self, latent_dim: int) -> list[np.ndarray[Any, Any]]:
         """Returns the degrees of each layer's units, from the inputs to the shifts and scales."""
         raise NotImplementedError
 
-    def _bijector(self) -> Any:
+    def _bijector(self) -> tfp.bijectors.Bijector:
         """Returns the flow as a `tfb.Bijector`."""
         raise NotImplementedError
 
     def make_weights(self, latent_dim: int) -> None:
-        """Makes the network's weights; those of its last layer are zero, a flow of no effect."""
+        """Creates the network's weights. The last layer's are 0, so the flow is the identity."""
         sizes = [len(degrees) for degrees in self._degrees(latent_dim)]
         self.kernels, self.biases = [], []
         for i, (size, units) in enumerate(itertools.pairwise(sizes)):
@@ -51,7 +58,7 @@ class _AffineFlow(NetworkFlow):
         degrees = self._degrees(self.latent_dim)
         layers = zip(self.kernels, self.biases, itertools.pairwise(degrees), strict=True)
         for i, (kernel, bias, ends) in enumerate(layers):
-            # Smooth, since the scores of a chain are differentiated.
+            # A smooth activation, because training differentiates the scores of a chain.
             x = tf.tanh(x) if i else x
             x = tf.matmul(x, kernel * mask(*ends)) + bias
         shift, log_scale = tf.split(x, 2, axis=-1)
@@ -59,7 +66,7 @@ class _AffineFlow(NetworkFlow):
 
     def forward_rows(self, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns `T(u)`, `[N, D]`, and `log |det T'(u)|`, `[N]`, for `u [N, D]`."""
-        # A new bijector each time: it remembers tensors, which must not outlive their graph.
+        # A new bijector for each call: it caches tensors, which must not outlive their graph.
         bijector = self._bijector()
         return bijector.forward(u), bijector.forward_log_det_jacobian(u, event_ndims=1)
 
@@ -70,20 +77,20 @@ class _AffineFlow(NetworkFlow):
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class RealNVP(_AffineFlow):
-    """Affine coupling: the first `d = D // 2` dimensions stay, and scale and shift the others.
+    """Affine coupling: the first `d = D // 2` dimensions are kept, and scale and shift the others.
 
         z_{1:d} = u_{1:d},        z_{d+1:D} = u_{d+1:D} exp(a(u_{1:d})) + m(u_{1:d}),
         log |det T'(u)| = sum_i a_i(u_{1:d}).
 
-    One layer transforms D - d of the dimensions; in a `FlowStack` of two or more all are. The
-    inverse costs as much as the map.
+    One layer transforms D - d of the dimensions, and a `FlowStack` of two or more layers all of
+    them. The inverse costs as much as the map.
 
     Args:
-        hidden_units: Widths of the hidden layers of the network of a and m.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        hidden_units: Widths of the hidden layers of the network that returns m and a.
+        name, trainable, dtype: As in `keras.layers.Layer`.
 
     Raises:
-        ValueError: On building for D = 1, where there is nothing to couple.
+        ValueError: If it is built for D = 1, where there are no two dimensions to couple.
 
     Example:
         >>> z, log_det = RealNVP(hidden_units=(16,))(tf.ones([3, 7, 5]))
@@ -95,21 +102,21 @@ class RealNVP(_AffineFlow):
     """
 
     def _degrees(self, latent_dim: int) -> list[np.ndarray[Any, Any]]:
-        # Equal: all units see all of the layer before.
+        # Equal degrees: each unit depends on the whole previous layer.
         kept = latent_dim // 2
         sizes = [kept, *self.hidden_units, 2 * (latent_dim - kept)]
         return [np.zeros(size, np.int32) for size in sizes]
 
     def make_weights(self, latent_dim: int) -> None:
-        """Makes the network's weights."""
+        """Creates the network's weights."""
         if latent_dim < 2:
             raise ValueError(
-                "RealNVP couples dimensions with each other and needs two or more; take an IAF or "
-                f"BNAF flow for one. Received: latent_dim={latent_dim}"
+                "RealNVP couples dimensions with each other and needs two or more. For a single "
+                f"one, use an IAF or BNAF flow. Received: latent_dim={latent_dim}"
             )
         super().make_weights(latent_dim)
 
-    def _bijector(self) -> Any:
+    def _bijector(self) -> tfp.bijectors.Bijector:
         return tfb.RealNVP(
             num_masked=self.latent_dim // 2,
             shift_and_log_scale_fn=lambda x, units: self._shift_and_log_scale(x),
@@ -118,16 +125,16 @@ class RealNVP(_AffineFlow):
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class IAF(_AffineFlow):
-    """Inverse autoregressive flow: each dimension is scaled and shifted by those before it.
+    """Inverse autoregressive flow: earlier dimensions scale and shift each dimension.
 
         z_i = (u_i - m_i(u_{1:i-1})) exp(-a_i(u_{1:i-1})),
         log |det T'(u)| = -sum_i a_i(u_{1:i-1}).
 
-    One evaluation of a masked network gives all `m_i` and `a_i`. The inverse takes D of them.
+    One evaluation of a masked network returns all `m_i` and `a_i`. The inverse needs D evaluations.
 
     Args:
-        hidden_units: Widths of the hidden layers of the network of a and m.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        hidden_units: Widths of the hidden layers of the network that returns m and a.
+        name, trainable, dtype: As in `keras.layers.Layer`.
 
     Reference:
         Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow,
@@ -135,13 +142,13 @@ class IAF(_AffineFlow):
     """
 
     def _degrees(self, latent_dim: int) -> list[np.ndarray[Any, Any]]:
-        # Input i has i, the outputs of dimension i have i - 1.
+        # Input i has degree i, and the outputs of dimension i have degree i - 1.
         highest = max(latent_dim - 1, 1)
-        # Spread evenly, also where there are fewer units than dimensions.
+        # Hidden degrees are spread evenly, even if there are fewer units than dimensions.
         hidden = [np.arange(units) * highest // units + 1 for units in self.hidden_units]
         outputs = np.tile(np.arange(latent_dim), 2)
         layers = [np.arange(latent_dim) + 1, *hidden, outputs]
         return [degrees.astype(np.int32) for degrees in layers]
 
-    def _bijector(self) -> Any:
+    def _bijector(self) -> tfp.bijectors.Bijector:
         return tfb.Invert(tfb.MaskedAutoregressiveFlow(self._shift_and_log_scale))

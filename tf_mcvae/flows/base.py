@@ -1,4 +1,4 @@
-"""What all flows share: shapes, weights, and the contract of a map with its log-determinant."""
+"""Base classes of flows: shapes, weights, and the contract of a map with its log-determinant."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,28 +8,34 @@ import numpy as np
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.checks import ExplicitArguments, check_positive_integer
 
 
-class Flow(keras.layers.Layer):
-    """Base of the flows: an invertible map `z = T(u)` of `[..., D]` and its log-determinant.
+class Flow(ExplicitArguments, keras.layers.Layer):
+    """Base class of flows: an invertible map `z = T(u)` of `[..., D]` and its log-determinant.
 
-    Calling the layer is `forward`. `build((None, D))` makes the weights, and so does the first
-    call. The weights are kept, and everything is computed, in `float32`.
+    Calling the layer is the same as calling `forward`. The weights are created by
+    `build((None, D))` or by the first call. Weights and computations are in `float32`.
 
-    A subclass defines `make_weights` and `forward_rows`, and `inverse_rows` where there is an
-    inverse.
+    A subclass defines `make_weights` and `forward_rows`, and `inverse_rows` if the inverse can be
+    computed.
 
     Args:
-        **kwargs: Arguments of `keras.layers.Layer`.
+        name, trainable, dtype: As in `keras.layers.Layer`.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        # Densities need all of a float32, whatever the global policy is.
-        super().__init__(**{"dtype": "float32", **kwargs})
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        # Densities need the full precision of float32, whatever the global policy is.
+        dtype: str | keras.DTypePolicy | None = "float32",
+    ) -> None:
+        super().__init__(name=name, trainable=trainable, dtype=dtype)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Makes the weights for inputs of shape `[..., D]`."""
+        """Creates the weights for inputs of shape `[..., D]`."""
         if input_shape[-1] is None:
             raise ValueError(
                 "A flow needs to know its dimension D: build it with `(None, D)`. "
@@ -40,7 +46,7 @@ class Flow(keras.layers.Layer):
         self.built = True
 
     def make_weights(self, latent_dim: int) -> None:
-        """Makes the weights for D dimensions."""
+        """Creates the weights for D dimensions."""
 
     def forward_rows(self, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns `T(u)`, `[N, D]`, and `log |det T'(u)|`, `[N]`, for `u [N, D]`."""
@@ -49,15 +55,15 @@ class Flow(keras.layers.Layer):
     def inverse_rows(self, z: tf.Tensor) -> tf.Tensor:
         """Returns the u with `T(u) = z`, `[N, D]`, for `z [N, D]`."""
         raise ValueError(
-            f"{type(self).__name__} has no inverse in closed form; take a RealNVP or IAF flow "
-            f"where one is needed. Received: {self.name}.inverse(z)"
+            f"{type(self).__name__} has no inverse in closed form. If you need one, use a RealNVP "
+            f"or IAF flow. Received: {self.name}.inverse(z)"
         )
 
-    def forward(self, u: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    def forward(self, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Maps `u` to `z = T(u)`.
 
         Args:
-            u: `[..., D]`, mostly `[S, B, D]`.
+            u: `[..., D]`, usually `[S, B, D]`.
 
         Returns:
             `z`, `[..., D]`, and `log |det T'(u)|`, `[...]`.
@@ -69,21 +75,21 @@ class Flow(keras.layers.Layer):
         z, log_det = self.forward_rows(rows)
         return tf.reshape(z, shape), tf.reshape(log_det, shape[:-1])
 
-    def inverse(self, z: Any) -> tf.Tensor:
+    def inverse(self, z: tf.Tensor) -> tf.Tensor:
         """Returns the `u` with `T(u) = z`, `[..., D]`, for `z [..., D]`.
 
         Raises:
-            ValueError: If the flow has no inverse that can be computed, the layer is not built, or
-                it was built for another D.
+            ValueError: If the flow does not implement an inverse, or if the layer is not built or
+                was built for another D.
         """
         rows, shape = self._rows(z)
         return tf.reshape(self.inverse_rows(rows), shape)
 
-    def call(self, u: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    def call(self, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns `forward(u)`."""
         return self.forward(u)
 
-    def _rows(self, states: Any) -> tuple[tf.Tensor, list[Any]]:
+    def _rows(self, states: tf.Tensor) -> tuple[tf.Tensor, list[Any]]:
         """Returns states `[..., D]` as rows `[N, D]`, and their shape."""
         if not self.built:
             raise ValueError(
@@ -101,15 +107,22 @@ class Flow(keras.layers.Layer):
 
 
 class NetworkFlow(Flow):
-    """Base of the flows that have a network of their own.
+    """Base class of flows that contain a network.
 
     Args:
         hidden_units: Widths of the hidden layers.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        name, trainable, dtype: As in `keras.layers.Layer`.
     """
 
-    def __init__(self, hidden_units: Sequence[int], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        hidden_units: Sequence[int],
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = "float32",
+    ) -> None:
+        super().__init__(name=name, trainable=trainable, dtype=dtype)
         if not isinstance(hidden_units, list | tuple):
             raise TypeError(
                 "`hidden_units` must be a list or tuple of widths. "
@@ -119,13 +132,15 @@ class NetworkFlow(Flow):
             check_positive_integer("hidden_units", units)
         self.hidden_units = tuple(int(units) for units in hidden_units)
 
-    def normal_weight(self, name: str, shape: Sequence[int], mean: float, stddev: float) -> Any:
-        """Makes a normally distributed weight."""
+    def normal_weight(
+        self, name: str, shape: Sequence[int], mean: float, stddev: float
+    ) -> keras.Variable:
+        """Adds a weight with normally distributed initial values."""
         return self.add_weight(
             shape=shape,
-            # A new one each time: an initializer gives the same values whenever it is called.
+            # Keras initializers return the same values at every call, so each weight gets its own.
             initializer=keras.initializers.RandomNormal(mean, stddev),
-            # In a model of mixed precision a weight would else be read in the lower one.
+            # Otherwise a model of mixed precision would cast the weight to half precision.
             autocast=False,
             name=name,
         )
@@ -136,6 +151,14 @@ class NetworkFlow(Flow):
 
 
 def mask(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> tf.Tensor:
-    """Returns 1 where a unit may see one of the layer before, `[before, after]`; else 0."""
-    # Compared in the graph: as a constant, each function of an exported model would hold a copy.
+    """Returns 1 where a unit may depend on a unit of the previous layer, and 0 elsewhere.
+
+    Args:
+        before: Degrees of the units of the previous layer.
+        after: Degrees of the units.
+
+    Returns:
+        `[before, after]`, `float32`.
+    """
+    # Compared in the graph: every function of an exported model would store a copy of a constant.
     return tf.cast(tf.constant(before)[:, tf.newaxis] <= tf.constant(after), tf.float32)

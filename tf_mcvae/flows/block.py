@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -11,7 +10,7 @@ import tensorflow as tf
 
 from tf_mcvae.flows.base import NetworkFlow, mask
 
-# How it begins: the gate's logit, and the range in which a block is about linear.
+# Initial values: the gate's logit, and the range in which a block is nearly linear.
 _FIRST_GATE, _FIRST_RANGE = -2.0, 4.0
 
 
@@ -19,33 +18,38 @@ _FIRST_GATE, _FIRST_RANGE = -2.0, 4.0
 class BNAF(NetworkFlow):
     """Block neural autoregressive flow: a network that is monotone in each dimension.
 
-    Dimension i has a block of units in each layer. Between equal blocks the weights are
-    exponentials, so that `f_i` increases with `u_i`; blocks of later dimensions see those of
-    earlier ones by free weights; the activation is tanh. With a gate `0 < g < 1`, learned, of `u`
-    itself, the map reaches all of the latent space (`f` alone is bounded):
-
+    Each dimension has a block of units in each layer. Weights between two blocks of dimension i are
+    exponentials, so that `f_i` increases with `u_i`. Weights from blocks of earlier dimensions are
+    unconstrained, and the activation is tanh. Since f is bounded, u itself is added with a learned
+    gate `0 < g < 1`, so that the map reaches the whole latent space:
         z_i = g f_i(u_{1:i}) + (1 - g) u_i,
         log |det T'(u)| = sum_i log(g df_i/du_i + 1 - g).
 
-    The derivative is the product over the layers of the blocks on the diagonal, formed in
-    logarithms. There is no inverse in closed form. The weights are not normalised, as they are in
-    the article.
+    The derivative is the product of the layers' diagonal blocks, computed in logarithms. There is
+    no inverse in closed form. Unlike in the article, the weights are not normalised.
 
     Args:
-        hidden_units: Units of the hidden layers, for each dimension.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        hidden_units: Number of units of each dimension in each hidden layer.
+        name, trainable, dtype: As in `keras.layers.Layer`.
 
     Reference:
         De Cao et al., Block Neural Autoregressive Flow, arXiv 1904.04676.
     """
 
-    def __init__(self, hidden_units: Sequence[int] = (8,), **kwargs: Any) -> None:
-        super().__init__(hidden_units, **kwargs)
+    def __init__(
+        self,
+        hidden_units: Sequence[int] = (8,),
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = "float32",
+    ) -> None:
+        super().__init__(hidden_units, name=name, trainable=trainable, dtype=dtype)
 
     def make_weights(self, latent_dim: int) -> None:
-        """Makes the weights, such that each `f_i` is about `u_i` for small `u`."""
+        """Creates the weights, initialised such that `f_i` is close to `u_i` for small `u`."""
         sizes = (1, *self.hidden_units, 1)
-        # Of each layer the factor from a block to the next; their product is 1.
+        # The factor of each layer from block to block. Their product is 1.
         scales = np.ones(len(sizes) - 1)
         scales[0] /= _FIRST_RANGE
         scales[-1] *= _FIRST_RANGE
@@ -64,7 +68,7 @@ class BNAF(NetworkFlow):
         gate = tf.convert_to_tensor(self.gate)
         log_kept, log_used = tf.math.log_sigmoid(-gate), tf.math.log_sigmoid(gate)
         z = tf.exp(log_used) * f + tf.exp(log_kept) * u
-        # The same as a log-add-exp, of finite gradient.
+        # Equal to a log-add-exp, but its gradient is always finite.
         log_det = log_kept + tf.nn.softplus(log_used + log_slope - log_kept)
         return z, tf.reduce_sum(log_det, axis=-1)
 
@@ -75,14 +79,20 @@ class BNAF(NetworkFlow):
         layers = zip(self.log_diagonals, self.kernels, self.biases, strict=True)
         for i, (log_diagonal, kernel, bias) in enumerate(layers):
             if i:
-                # log(1 - tanh^2), without the difference.
+                # log(1 - tanh^2), without the cancellation of a difference.
                 log_slope += 2.0 * (math.log(2.0) - h - tf.nn.softplus(-2.0 * h))
                 h = tf.tanh(h)
             h = self._dense(h, log_diagonal, kernel, bias)
             log_slope = tf.reduce_logsumexp(log_slope[..., tf.newaxis] + log_diagonal, axis=-2)
         return h[..., 0], log_slope[..., 0]
 
-    def _dense(self, h: tf.Tensor, log_diagonal: Any, kernel: Any, bias: Any) -> tf.Tensor:
+    def _dense(
+        self,
+        h: tf.Tensor,
+        log_diagonal: keras.Variable,
+        kernel: keras.Variable,
+        bias: keras.Variable,
+    ) -> tf.Tensor:
         """Applies a layer of blocks to `h [N, D, units]`."""
         _, size, units = log_diagonal.shape
         block = np.arange(self.latent_dim, dtype=np.int32)

@@ -1,6 +1,6 @@
-"""Flows one after the other."""
+"""Sequences of flows, and flows by name."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import keras
 import tensorflow as tf
@@ -10,22 +10,25 @@ from tf_mcvae.flows.affine import IAF, RealNVP
 from tf_mcvae.flows.base import Flow
 from tf_mcvae.flows.block import BNAF
 
+FlowName = Literal["realnvp", "iaf", "bnaf"]
+FLOWS: dict[str, type[Flow]] = {"realnvp": RealNVP, "iaf": IAF, "bnaf": BNAF}
+
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class FlowStack(Flow):
-    """Flows one after the other, every second one on the dimensions in reverse order.
+    """A sequence of flows, in which every second flow sees the dimensions in reverse order.
 
-    With R the reversal, `T = ... T_3 (R T_2 R) T_1`, so that with two or more flows every dimension
-    is transformed, and flows without effect make a stack without effect.
+    With R the reversal, `T = ... T_3 (R T_2 R) T_1`. Two or more flows therefore transform every
+    dimension, and a stack of identities is the identity.
 
     Args:
-        flow: `"realnvp"`, `"iaf"`, `"bnaf"`, or the first of the flows, a `Flow` layer; the others
-            are made from its configuration, with weights of their own.
-        num_flows: How many.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        flow: `"realnvp"`, `"iaf"` or `"bnaf"`, or a `Flow` layer. The layer is the first flow; the
+            others are created from its configuration and have their own weights.
+        num_flows: Number of flows.
+        name, trainable, dtype: As in `keras.layers.Layer`.
 
     Raises:
-        ValueError: If there is no flow of that name, or the number is not positive.
+        ValueError: If there is no flow of that name, or `num_flows` is not positive.
 
     Example:
         >>> stack = FlowStack(RealNVP(hidden_units=(16,)), num_flows=4)
@@ -34,8 +37,16 @@ class FlowStack(Flow):
         True
     """
 
-    def __init__(self, flow: Any = "realnvp", num_flows: int = 1, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        flow: FlowName | Flow = "realnvp",
+        num_flows: int = 1,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = "float32",
+    ) -> None:
+        super().__init__(name=name, trainable=trainable, dtype=dtype)
         check_positive_integer("num_flows", num_flows)
         first = get_flow(flow)
         config = {key: value for key, value in first.get_config().items() if key != "name"}
@@ -43,7 +54,7 @@ class FlowStack(Flow):
         self.flows = [first, *copies]
 
     def make_weights(self, latent_dim: int) -> None:
-        """Makes the weights of all flows that have none."""
+        """Creates the weights of all flows that are not built."""
         for flow in self.flows:
             if not flow.built:
                 flow.build((None, latent_dim))
@@ -51,15 +62,15 @@ class FlowStack(Flow):
     def forward_rows(self, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns `T(u)`, `[N, D]`, and `log |det T'(u)|`, `[N]`, for `u [N, D]`."""
         log_det = tf.zeros_like(u[:, 0])
-        for number, flow in enumerate(self.flows):
-            u, term = flow.forward(_reverse_if(number % 2, u))
-            u, log_det = _reverse_if(number % 2, u), log_det + term
+        for index, flow in enumerate(self.flows):
+            u, term = flow.forward(_reverse_if(index % 2 == 1, u))
+            u, log_det = _reverse_if(index % 2 == 1, u), log_det + term
         return u, log_det
 
     def inverse_rows(self, z: tf.Tensor) -> tf.Tensor:
         """Returns the u with `T(u) = z`, `[N, D]`, for `z [N, D]`."""
-        for number, flow in reversed(list(enumerate(self.flows))):
-            z = _reverse_if(number % 2, flow.inverse(_reverse_if(number % 2, z)))
+        for index, flow in reversed(list(enumerate(self.flows))):
+            z = _reverse_if(index % 2 == 1, flow.inverse(_reverse_if(index % 2 == 1, z)))
         return z
 
     def get_config(self) -> dict[str, Any]:
@@ -69,20 +80,17 @@ class FlowStack(Flow):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Makes a stack from `get_config`'s result."""
+        """Creates a stack from the result of `get_config`."""
         return cls(**{**config, "flow": keras.saving.deserialize_keras_object(config["flow"])})
 
 
-def _reverse_if(condition: Any, states: tf.Tensor) -> tf.Tensor:
-    """Returns rows with their dimensions in reverse order, or as they are."""
+def _reverse_if(condition: bool, states: tf.Tensor) -> tf.Tensor:
+    """Returns `states` with the dimensions in reverse order if `condition` holds."""
     return tf.reverse(states, [-1]) if condition else states
 
 
-FLOWS: dict[str, type[Flow]] = {"realnvp": RealNVP, "iaf": IAF, "bnaf": BNAF}
-
-
-def get_flow(identifier: Any) -> Flow:
-    """Returns a flow of a name (`realnvp`, `iaf`, `bnaf`), or the one given.
+def get_flow(identifier: FlowName | Flow) -> Flow:
+    """Returns a new flow of a name (`realnvp`, `iaf` or `bnaf`), or the given flow.
 
     Raises:
         ValueError: If there is no flow of that name.
