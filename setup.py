@@ -30,8 +30,8 @@ setup(
     packages=find_packages(include=["tf_mcvae", "tf_mcvae.*", "tf_mcvae_commands"]),
     package_data={"tf_mcvae": ["py.typed"], "tf_mcvae.datasets": ["digits.npz"]},
     install_requires=[
-        "tensorflow>=2.21,<2.22",
-        "keras>=3.14,<3.16",
+        "tensorflow>=2.18,<2.22",
+        "keras>=3.8,<3.16",
         # The [tf] extra brings tf-keras, without which TFP cannot be imported.
         "tensorflow-probability[tf]>=0.25,<0.26",
         "numpy>=1.26,<3",
