@@ -1,4 +1,4 @@
-"""Speed and memory of the library, beside other ways to compute the same bounds."""
+"""Speed and memory of the library, compared with other ways to compute the same bounds."""
 
 import pathlib
 

@@ -1,11 +1,11 @@
-"""What is timed: models on MNIST's shape with the reference's convolutional networks."""
+"""The measured models: the reference's convolutional networks for images of MNIST's shape."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and the sizes it is timed with.
+    """A model and the sizes with which it is measured.
 
     Attributes:
         model: `"VAE"`, `"IWAE"`, `"L-MCVAE"` or `"A-MCVAE"`.
@@ -13,7 +13,7 @@ class Case:
         num_samples: S.
         batch_size: B.
         latent_dim: D.
-        image_size: Side of the images, of one channel.
+        image_size: Side of the images, which have one channel.
         policy: Keras dtype policy of the networks.
     """
 
@@ -27,7 +27,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Such as `"L-MCVAE K=5"`."""
+        """The name in tables, such as `"L-MCVAE K=5"`."""
         parts = [self.model]
         parts += [f"K={self.num_transitions}"] if self.num_transitions else []
         parts += [f"S={self.num_samples}"] if self.num_samples > 1 else []

@@ -1,4 +1,4 @@
-"""What a step needs at least: floating-point operations and bytes, and what the machine can do."""
+"""Minimum floating-point operations and bytes of a step, and the peak speed of the machine."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import time
 from benchmarks import ROOT
 from benchmarks.cases import Case
 
-# A matrix product of a network: positions (pixels of one image), inputs and outputs at each.
+# A matrix product in a network: positions (pixels of one image), inputs and outputs per position.
 Product = tuple[int, int, int]
 
 
@@ -25,7 +25,7 @@ def encoder_products(case: Case) -> list[Product]:
 def decoder_products(case: Case) -> list[Product]:
     """Returns the decoder's linear layer and convolutions.
 
-    Those of upsampled pixels are counted before the upsampling, which copies their products.
+    Convolutions of upsampled images are counted before the upsampling, which copies the products.
     """
     side, channels = case.image_size // 8, 64
     products = [(1, case.latent_dim, side**2 * channels)]
@@ -36,16 +36,16 @@ def decoder_products(case: Case) -> list[Product]:
 
 
 def forward_flops(products: list[Product]) -> int:
-    """Returns the operations of one image through a network, a multiplication and a sum each."""
+    """Returns the operations of one image in a network; multiplications and sums count one each."""
     return sum(2 * positions * inputs * outputs for positions, inputs, outputs in products)
 
 
 def minimum_flops(case: Case, training: bool) -> float:
-    """Returns the operations of a step, of matrix products alone.
+    """Returns the operations of a step, counting only matrix products.
 
-    A value with its gradient in z costs a pass forwards and one back, 2 F. The gradient of both in
-    training goes back through these two passes, to inputs and to weights: 4 F more, or without a
-    score (no transitions) 2 F. K transitions have K + 1 states.
+    A value with its gradient with respect to z costs a forward and a backward pass, 2 F. In
+    training the gradient goes back through these two passes, to inputs and to weights: 4 F more, or
+    2 F without a score (no transitions). K transitions have K + 1 states.
     """
     encoder, decoder = (forward_flops(p(case)) for p in (encoder_products, decoder_products))
     states = case.batch_size * case.num_samples * (case.num_transitions + 1)
@@ -72,13 +72,13 @@ def _has_score(case: Case) -> bool:
 
 
 def measured_peak(device: str) -> float:
-    """Returns the operations a second of a large float32 matrix product, run in a process."""
+    """Returns the operations per second of a large float32 matrix product in a new process."""
     command = [sys.executable, "-m", "benchmarks.counts", device]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(
-            f"error: no matrix product could be run there; is there such a device, and does "
-            f"TensorFlow see it? Received: --device {device}"
+            "error: no matrix product could be run on this device: check that it exists and that "
+            f"TensorFlow sees it. Received: --device {device}"
         )
     return float(json.loads(done.stdout.splitlines()[-1]))
 

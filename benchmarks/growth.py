@@ -1,9 +1,10 @@
-"""Times the training step of an L-MCVAE against K, S, the batch, the latent dimension, the image.
+"""Measures the training step of an L-MCVAE against K, S, batch size, latent dimension and image.
 
     python -m benchmarks.growth
 
-writes growth.csv and growth.png: seconds against each size, the others as in benchmarks/cases.py,
-and the slope of the logarithms between the two largest sizes: 1 is linear. Takes five minutes.
+writes growth.csv and growth.png: seconds against each size, with the other sizes as in
+benchmarks/cases.py, and the slope of the logarithms between the two largest sizes; a slope of 1 is
+linear growth. It takes five minutes.
 """
 
 import argparse
@@ -37,12 +38,12 @@ LABELS = {
 
 
 def extent(name: str, size: int) -> int:
-    """Returns what the time is expected to be linear in: of the image's side its square."""
+    """Returns the number in which time should be linear: for images the number of pixels."""
     return size**2 if name == "image_size" else size
 
 
 def measure(case: Case, repeats: int = 3) -> dict[str, float]:
-    """Returns the median seconds of a training step, those of compiling it, and memory."""
+    """Returns the median seconds of a training step, the seconds of compiling it, and memory."""
     worker = Worker(case, "cores", "cpu")
     first = worker.ask("first train")["seconds"]
     answers = [worker.ask("train") for _ in range(repeats)]
@@ -73,7 +74,7 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         axis.set_yticks(_SECONDS, [f"{seconds:g}" for seconds in _SECONDS])
         axis.minorticks_off()
         axis.grid(True, alpha=0.3)
-    axes[0].set_ylabel("seconds a training step")
+    axes[0].set_ylabel("seconds per training step")
     figure.savefig(path, dpi=120)
 
 
@@ -88,7 +89,7 @@ def main() -> None:
         "--folder",
         type=pathlib.Path,
         default=ROOT / "docs/performance",
-        help="where the files are written (default: docs/performance)",
+        help="folder of the files (default: docs/performance)",
     )
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)

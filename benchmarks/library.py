@@ -1,7 +1,7 @@
-"""The library's own steps, those of `fit` and `evaluate`.
+"""The library's steps, as in `fit` and `evaluate`.
 
-Eager; as a graph with TensorFlow's own threads; as one whose batch the cores share, which is how
-`train_keras.py` runs; compiled by XLA.
+The modes are eager execution; a graph with TensorFlow's own threads; a graph whose batch the cores
+share, as in `train_keras.py`; and compiled by XLA.
 """
 
 import os
@@ -47,7 +47,7 @@ class Trainer:
     """Training and evaluation steps.
 
     Args:
-        case: What to train.
+        case: The model and its sizes.
         images: `[B, H, W, 1]`, a NumPy array.
         device: `"cpu"` or `"gpu"`.
         mode: `"eager"`, `"graph"`, `"cores"` or `"xla"`.
@@ -63,9 +63,9 @@ class Trainer:
         self.model.compile(keras.optimizers.Adam(1e-3), **_MODES[mode])
 
     def train(self) -> float:
-        """Takes one step; returns the loss."""
+        """Takes one training step and returns the loss."""
         return float(self.model.train_on_batch(self.x, return_dict=True)["loss"])
 
     def evaluate(self) -> float:
-        """Evaluates the loss."""
+        """Returns the loss in evaluation."""
         return float(self.model.test_on_batch(self.x, return_dict=True)["loss"])

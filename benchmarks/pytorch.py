@@ -1,8 +1,8 @@
-"""The models in PyTorch, written from the equations, as one would write them there.
+"""The models in PyTorch, written from the equations in the usual style of PyTorch.
 
 Each transition evaluates the target and its gradient where it needs them: the gradient at both ends
-of a move, the density at both ends for the acceptance. Nothing is kept from one transition to the
-next.
+of a proposal, and the density at both ends for the acceptance. No values are kept between
+transitions.
 """
 
 import math
@@ -15,7 +15,7 @@ from benchmarks.cases import Case
 
 
 class Block(nn.Module):
-    """Resize (if asked for), twice a 3x3 convolution and gelu, and a residual connection."""
+    """An optional resize, two 3x3 convolutions with gelu, and a residual connection."""
 
     def __init__(self, inputs: int, middle: int, outputs: int, size: int | None = None) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Sequential):
-    """`x [N, 1, H, W]` to location and log variance, `[N, 2 D]`."""
+    """Maps `x [N, 1, H, W]` to location and log variance, `[N, 2 D]`."""
 
     def __init__(self, case: Case) -> None:
         side = case.image_size // 8
@@ -50,7 +50,7 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """`z [N, D]` to logits `[N, 1, H, W]`."""
+    """Maps `z [N, D]` to logits `[N, 1, H, W]`."""
 
     def __init__(self, case: Case) -> None:
         side = case.image_size // 8
@@ -73,7 +73,7 @@ class Model(nn.Module):
     """VAE, IWAE, L-MCVAE or A-MCVAE for Bernoulli pixels.
 
     Args:
-        case: Which, and its sizes.
+        case: The model and its sizes.
     """
 
     def __init__(self, case: Case) -> None:
@@ -113,7 +113,7 @@ class Model(nn.Module):
     def anneal(
         self, x: torch.Tensor, z: torch.Tensor, loc: torch.Tensor, scale: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Makes the K transitions.
+        """Runs the K transitions.
 
         Returns:
             Log weights `[S, B]`, log-probabilities of the accepts and rejects `[S, B]`, acceptance
@@ -145,13 +145,13 @@ class Model(nn.Module):
         return log_weights + self.log_joint(x, z), log_choices, torch.stack(acceptance)
 
     def adapt(self, acceptance: torch.Tensor) -> None:
-        """Moves the step sizes towards an acceptance of 0.9."""
+        """Adapts the step sizes towards an acceptance of 0.9."""
         factor = torch.where(acceptance >= 0.9, 1.002, 0.998)
         self.step_sizes.copy_((self.step_sizes * factor).clamp(1e-3, 0.5))
 
 
 def langevin_move(target: Any, z: torch.Tensor, step: torch.Tensor) -> Any:
-    """Proposes an unadjusted Langevin move; returns it and the log ratio of the kernels."""
+    """Makes an unadjusted Langevin transition; returns state and log ratio of the kernels."""
     noise = torch.randn_like(z)
     new = z + step * gradient(target, z) + torch.sqrt(2.0 * step) * noise
     back = (z - new - step * gradient(target, new)) / torch.sqrt(2.0 * step)
@@ -168,7 +168,7 @@ def gradient(target: Any, z: torch.Tensor) -> torch.Tensor:
 
 
 def log_mean_exp(log_weights: torch.Tensor) -> torch.Tensor:
-    """Averages weights over S."""
+    """Returns the logarithm of the mean weight over S."""
     return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
 
 
@@ -176,7 +176,7 @@ class Trainer:
     """Training and evaluation steps.
 
     Args:
-        case: What to train.
+        case: The model and its sizes.
         images: `[B, H, W, 1]`, a NumPy array.
         device: `"cpu"` or `"gpu"`.
         compiled: Whether `torch.compile` compiles the loss.
@@ -191,7 +191,7 @@ class Trainer:
         self.loss = torch.compile(self.model.loss) if compiled else self.model.loss
 
     def train(self) -> float:
-        """Takes one step; returns the loss."""
+        """Takes one training step and returns the loss."""
         self.optimizer.zero_grad()
         loss, acceptance = self.loss(self.x)
         loss.backward()
@@ -201,6 +201,6 @@ class Trainer:
         return loss.item()
 
     def evaluate(self) -> float:
-        """Evaluates the loss."""
+        """Returns the loss in evaluation."""
         with torch.no_grad():
             return self.loss(self.x)[0].item()

@@ -1,13 +1,13 @@
-"""Times training and evaluation steps of the library beside other ways to compute the same bounds.
+"""Measures training and evaluation steps of the library and of other ways to compute its bounds.
 
     python -m benchmarks.run
 
-prints a table for the reference's models on MNIST's shape, ratios first. Each variant of a case is
-a process of its own; after all have compiled they take their steps in turn, so that what else the
-machine does meets all alike. Rows: the library eager, as a graph, as a graph whose batch the cores
-share (as in train_keras.py), compiled by XLA; PyTorch, and TFP's kernels in a Python loop, both
-written from the equations (benchmarks/pytorch.py, benchmarks/tfp_kernels.py).
-`pip install -e '.[bench]'` brings PyTorch.
+prints a table for the reference's models on images of MNIST's shape, ratios first. Each variant of
+a case runs in a process of its own. After all have compiled they take their steps in turn, so that
+other load on the machine affects all of them equally. The rows are PyTorch, and TFP's kernels in a
+Python loop, both written from the equations (benchmarks/pytorch.py, benchmarks/tfp_kernels.py); and
+the library in eager execution, as a graph, as a graph whose batch the cores share (as in
+train_keras.py), and compiled by XLA. `pip install -e '.[bench]'` installs PyTorch.
 """
 
 import argparse
@@ -57,8 +57,8 @@ class Worker:
         line = self.process.stdout.readline() if self.process.stdout else ""
         if not line:
             raise RuntimeError(
-                f"The process of {self.variant!r} ended; start `python -m benchmarks.worker` by "
-                f"hand to see why. Received: request={request!r}"
+                f"The process of {self.variant!r} ended. Run `python -m benchmarks.worker` to see "
+                f"its error. Received: request={request!r}"
             )
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -69,11 +69,11 @@ class Worker:
 
 
 def measure(case: Case, variants: list[str], device: str, repeats: int) -> dict[str, Any]:
-    """Times a case in all variants, in turn.
+    """Measures a case in all variants, in turn.
 
     Returns:
-        For each variant the seconds of a training and an evaluation step, median, least and most;
-        how much longer the first steps took; and the memory that came with model and steps.
+        For each variant the seconds of a training and an evaluation step (median, minimum and
+        maximum), the additional seconds of the first steps, and the memory of model and steps.
     """
     workers = {variant: Worker(case, variant, device) for variant in variants}
     keys = [(variant, step) for variant in variants for step in ("train", "evaluate")]
@@ -92,13 +92,13 @@ def measure(case: Case, variants: list[str], device: str, repeats: int) -> dict[
         numbers = times[variant, step]
         median = statistics.median(numbers)
         results[variant][step] = {"median": median, "least": min(numbers), "most": max(numbers)}
-        # Where nothing is compiled the first step may happen to be the faster one.
+        # Without compilation the first step may by chance be the faster one.
         results[variant][f"compile_{step}"] = max(first[variant, step] - median, 0.0)
     return results
 
 
 def report(case: Case, results: dict[str, Any], peak: float) -> list[str]:
-    """Returns the lines of a case; ratios are those of the first variant's time to each one's."""
+    """Returns the lines of a case; ratios are the first variant's time over each variant's."""
     base = next(iter(results.values()))
     flops, size = (count(case, training=True) for count in (minimum_flops, minimum_bytes))
     lines = [
@@ -155,7 +155,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def chosen_cases(given: argparse.Namespace) -> list[Case]:
-    """Returns the cases with the sizes that were given."""
+    """Returns the cases with the given sizes."""
     fields = {field.name for field in dataclasses.fields(Case)}
     sizes = {name: value for name, value in vars(given).items() if name in fields and value}
     plain = {name: value for name, value in sizes.items() if name != "num_transitions"}
@@ -166,7 +166,7 @@ def chosen_cases(given: argparse.Namespace) -> list[Case]:
 
 
 def chosen_variants(given: argparse.Namespace, case: Case) -> list[str]:
-    """Returns the variants that there are of a case on this machine."""
+    """Returns the variants of a case that can run on this machine."""
     variants = given.variants or (GPU_VARIANTS if given.device == "gpu" else VARIANTS)
     has_torch = importlib.util.find_spec("torch") is not None
     return [
@@ -180,11 +180,10 @@ def main() -> None:
     """Runs the command line."""
     given = parse()
     if importlib.util.find_spec("torch") is None:
-        print("PyTorch is not installed: its column is left out (pip install -e '.[bench]')")
+        print("PyTorch is not installed, so its rows are left out (pip install -e '.[bench]')")
     peak = measured_peak(given.device)
-    print(
-        f"{given.device}, matrix products at {peak / 1e9:.0f} GFLOP/s; x: first row's time over it"
-    )
+    speed = f"matrix products at {peak / 1e9:.0f} GFLOP/s"
+    print(f"{given.device}, {speed}; x: time of the first row over that of the row")
     print(_HEADER, flush=True)
     numbers: dict[str, Any] = {"peak": peak, "device": given.device, "machine": platform.platform()}
     for case in chosen_cases(given):

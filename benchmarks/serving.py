@@ -1,12 +1,12 @@
-"""Times each signature of an export in a C++ process that loads it as TensorFlow Serving does.
+"""Measures each signature of an export in a C++ process with TensorFlow Serving's loader.
 
     python -m benchmarks.serving                                  # four models on 28x28 images
     python -m benchmarks.serving --folder saved_models/digits/serving/1
     python -m benchmarks.serving --json serving.json
 
-prints, for each signature and size of batch, the median and the 95th percentile of a request's
-milliseconds and the rows answered in a second, one request at a time. What the network and the
-encoding of a request cost comes on top. The program is tests/serving/replay.cc; it needs g++.
+prints, for each signature and batch size, the median and the 95th percentile of the milliseconds
+per request, and the rows per second, with one request at a time. The costs of the network and of
+encoding a request are not included. The program is tests/serving/replay.cc; it needs g++.
 """
 
 import argparse
@@ -22,14 +22,14 @@ import numpy as np
 
 from benchmarks import ROOT
 
-sys.path.append(str(ROOT / "tests"))  # Of `serving.loader`, which is imported where it is needed.
+sys.path.append(str(ROOT / "tests"))  # For `serving.loader`, which is imported in the functions.
 
 SHAPE, LATENT_DIM = (28, 28, 1), 64
-NUM_SAMPLES = 10  # Of `posterior_samples`.
+NUM_SAMPLES = 10  # For `posterior_samples`.
 
 
 def make_model(name: str, architecture: str) -> Any:
-    """Makes a model of the reference's size with weights that are drawn."""
+    """Makes a model of the reference's size with random weights."""
     import keras
 
     import tf_mcvae
@@ -46,7 +46,7 @@ def make_model(name: str, architecture: str) -> Any:
 
 
 def requests_of(folder: pathlib.Path, batch: int) -> list[tuple[str, dict[str, Any]]]:
-    """Returns a request of `batch` rows for each signature, grown from the warm-up requests."""
+    """Returns a request with `batch` rows for each signature, made from the warm-up requests."""
     from serving.loader import read_requests
 
     requests = []
@@ -65,10 +65,10 @@ def requests_of(folder: pathlib.Path, batch: int) -> list[tuple[str, dict[str, A
 def measure(
     folder: pathlib.Path, program: pathlib.Path, batches: list[int], repeats: int
 ) -> list[dict[str, Any]]:
-    """Times all signatures of a version, after a first request that is not counted.
+    """Measures all signatures of a version, after a first request that is not counted.
 
     Returns:
-        For each signature and batch the milliseconds, median and 95th percentile, and rows/s.
+        For each signature and batch size the median and 95th percentile in ms, and rows/s.
     """
     from serving.loader import OK, replay
 
@@ -106,18 +106,18 @@ def show(title: str, results: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Measures what the command line asks for."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.serving",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--folder", help="a version, instead of models that are made here")
+    parser.add_argument("--folder", help="folder of an exported version, instead of new models")
     parser.add_argument("--models", nargs="+", default=["VAE", "LMCVAE"])
     parser.add_argument("--architectures", nargs="+", default=["dense", "conv"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--json", help="a file to write the numbers to")
+    parser.add_argument("--json", help="write the numbers to this file")
     arguments = parser.parse_args()
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

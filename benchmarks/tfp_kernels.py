@@ -1,8 +1,8 @@
-"""The bounds with the kernels of `tfp.mcmc` in a Python loop, as one would write them with TFP.
+"""The bounds with the kernels of `tfp.mcmc` in a Python loop, in the usual style of TFP.
 
-Networks and likelihood are the library's. Each transition has a kernel of its own for its
-temperature, which computes what it needs anew: results of another temperature would be wrong. The
-loop is unrolled in a `tf.function`.
+Networks and likelihood are the library's. Each transition has its own kernel, which computes all
+values at its temperature: those of another temperature would be wrong. The loop is unrolled in a
+`tf.function`.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ def log_weights(model: Any, case: Case, x: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
         def target(z: tf.Tensor, b: float = b) -> tf.Tensor:
             return (1.0 - b) * posterior.log_prob(z) + b * model.log_joint(x, z)
 
-        # TFP counts the step as twice ours.
+        # TFP's step size is twice the library's.
         if case.model == "L-MCVAE":
             kernel = tfp.mcmc.UncalibratedLangevin(target, 0.02)
             z, results = kernel.one_step(z, kernel.bootstrap_results(z))
@@ -47,7 +47,7 @@ def log_weights(model: Any, case: Case, x: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
 
 
 def loss(model: Any, case: Case, x: tf.Tensor) -> tf.Tensor:
-    """Returns what is minimised."""
+    """Returns the loss."""
     weights, log_choices = log_weights(model, case, x)
     if case.model == "L-MCVAE":
         count = tf.math.log(float(case.num_samples))
@@ -60,7 +60,7 @@ class Trainer:
     """Training and evaluation steps.
 
     Args:
-        case: What to train: L-MCVAE or A-MCVAE.
+        case: An L-MCVAE or A-MCVAE and its sizes.
         images: `[B, H, W, 1]`, a NumPy array.
         device: `"cpu"` or `"gpu"`.
     """

@@ -1,9 +1,9 @@
-"""A process that holds one case in one variant, and takes steps when it is told to.
+"""A process that runs the steps of one case in one variant on request.
 
-It reads a JSON line `{"case": ..., "variant": ..., "device": ...}`, and then the names of steps,
-`train` or `evaluate`, with `first` before the first of each; it answers each with a JSON line.
-Each variant has a process of its own, so that memory can be told apart and no thread pool waits in
-another's way.
+It reads a JSON line `{"case": ..., "variant": ..., "device": ...}`, and then requests for steps,
+`train` or `evaluate`, with `first` before the first of each. It answers each with a JSON line. Each
+variant has its own process, so that memory is measured separately and thread pools do not
+interfere.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ import numpy as np
 
 from benchmarks.cases import Case
 
-# A request takes steps for this long, and returns their mean: at least one.
+# A request takes steps for this many seconds, at least one step, and returns their mean.
 _SECONDS = 0.5
 
 
 def images(case: Case) -> np.ndarray[Any, Any]:
-    """Returns binary images, a fifth of the pixels set, about as in MNIST."""
+    """Returns binary images in which a fifth of the pixels are set, about as in MNIST."""
     shape = (case.batch_size, *case.image_shape)
     return (np.random.default_rng(0).uniform(size=shape) < 0.2).astype(np.float32)
 
 
 def make_trainer(case: Case, variant: str, device: str) -> Any:
-    """Returns an object with `train()` and `evaluate()`, each of which takes a step."""
+    """Returns an object whose `train()` and `evaluate()` each take a step."""
     if variant in ("torch", "torch_compiled"):
         from benchmarks import pytorch
 
@@ -45,24 +45,24 @@ def make_trainer(case: Case, variant: str, device: str) -> Any:
 
 
 def time_step(step: Callable[[], float], least: float = _SECONDS) -> float:
-    """Returns the seconds of a step, the mean of as many as `least` seconds hold."""
+    """Returns the mean seconds of the steps that start within `least` seconds, at least one."""
     count, start = 0, time.perf_counter()
     while not count or time.perf_counter() - start < least:
         value = step()
         if not np.isfinite(value):
-            raise ValueError(f"A step gave no number. Received: loss={value}")
+            raise ValueError(f"The loss of a step must be finite. Received: loss={value}")
         count += 1
     return (time.perf_counter() - start) / count
 
 
 def peak_memory() -> float:
-    """Returns the most memory that the process has held, in MiB."""
+    """Returns the peak memory of the process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
-    """Answers requests until there are no more."""
-    # What libraries print must not come between the answers.
+    """Answers requests until the input ends."""
+    # Output of libraries must not mix with the answers.
     answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
 
     def answer(**values: Any) -> None:

@@ -3,8 +3,8 @@
 #
 #     python examples/compare_runs.py saved_models/first saved_models/second
 #
-# Scores of two models on the same test images vary together, so the error of their difference is
-# far smaller than the errors of the scores themselves.
+# The scores of two models on the same test images are correlated, so the error of their difference
+# is far smaller than the errors of the scores.
 
 # %%
 import sys
@@ -17,7 +17,7 @@ from tf_mcvae_commands.run_folder import RunFolder
 
 # %%
 def score(folder):
-    """Estimates the log-likelihood of the test images by AIS, with the settings of the run."""
+    """Estimates the log-likelihood of the test images by AIS with the settings of the run."""
     config = folder.load_config()
     _, _, images = load_split(config, "test", config.score_examples)
     model = tf_mcvae.load_model(folder.model)

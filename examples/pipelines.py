@@ -3,8 +3,8 @@
 #
 #     python examples/pipelines.py
 #
-# The encoder runs as a step of a data set: in batches, on all cores, while other work goes on. Here
-# once from a SavedModel, which needs TensorFlow alone, and once from the Keras model.
+# The encoder runs as a step of a data set: in batches, on all cores, in parallel with other work.
+# The example uses a SavedModel, which needs only TensorFlow, and then the Keras model.
 
 # %%
 import tempfile
@@ -26,26 +26,26 @@ model.fit(data.train, epochs=3, verbose=0)
 folder = tempfile.mkdtemp()
 served = tf.saved_model.load(str(tf_mcvae.export_saved_model(model, folder)))
 
-# %% Each image has its number, and from that a seed: the same draws however the work is divided.
+# %% The seed of each image is made from its index: the draws do not depend on batches or workers.
 images = data.test.unbatch().enumerate().batch(64)
 
 
-def row_seeds(number):
-    """A seed `[B, 2]` for each row; the second entry tells apart what is drawn for other ends."""
-    number = tf.cast(number, tf.int32)
-    return tf.stack([number, tf.zeros_like(number)], axis=1)
+def row_seeds(index):
+    """Returns a seed for each row, `[B, 2]`; draws for other purposes change the second entry."""
+    index = tf.cast(index, tf.int32)
+    return tf.stack([index, tf.zeros_like(index)], axis=1)
 
 
-def with_saved_model(number, x):
+def with_saved_model(index, x):
     code = served.signatures["encode"](x=x)
-    draw = served.signatures["posterior_sample"](x=x, seed=row_seeds(number))
-    return {"number": number, "loc": code["loc"], "z": draw["z"]}
+    draw = served.signatures["posterior_sample"](x=x, seed=row_seeds(index))
+    return {"index": index, "loc": code["loc"], "z": draw["z"]}
 
 
-def with_keras(number, x):
+def with_keras(index, x):
     loc, _ = model.encode(x)
-    z = model.posterior_sample(x, seed=row_seeds(number))[0]
-    return {"number": number, "loc": loc, "z": z}
+    z = model.posterior_sample(x, seed=row_seeds(index))[0]
+    return {"index": index, "loc": loc, "z": z}
 
 
 # %%

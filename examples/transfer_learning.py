@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Learn from few labels, with the features of a model that saw no labels
+# # Train a classifier on few labels, with the features of a model that was trained without labels
 #
 #     python examples/transfer_learning.py
 
@@ -27,7 +27,7 @@ model.fit(images[:1000], batch_size=50, epochs=20, verbose=0)
 folder = tempfile.mkdtemp()
 model.save(f"{folder}/digits.keras")
 
-# %% Its encoder becomes a layer of a classifier, frozen, which learns from 100 labels.
+# %% The encoder becomes a frozen layer of a classifier, which is trained on 100 labels.
 features = tf_mcvae.EncoderFeatures(f"{folder}/digits.keras")
 classifier = keras.Sequential([keras.Input((8, 8, 1)), features, keras.layers.Dense(10, "softmax")])
 
@@ -41,16 +41,16 @@ def train(classifier, learning_rate, epochs):
 
 print(f"frozen features: {train(classifier, 3e-2, 40):.0%} of the other digits right")
 
-# %% Then all weights may move a little.
+# %% Then all weights are fine-tuned.
 features.trainable = True
 print(f"fine-tuned:      {train(classifier, 1e-3, 20):.0%}")
 
-# %% Digits as small as these need no features: their pixels do as well.
+# %% Digits as small as these do not need the features: the pixels work as well.
 keras.utils.set_random_seed(0)
 layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]
 print(f"pixels alone:    {train(keras.Sequential(layers), 3e-2, 40):.0%}")
 
-# %% The classifier is a Keras model like others. (To load it, import `tf_mcvae` first.)
+# %% The classifier is an ordinary Keras model. (Import `tf_mcvae` before you load it.)
 classifier.save(f"{folder}/classifier.keras")
 loaded = keras.models.load_model(f"{folder}/classifier.keras")
 same = np.array_equal(loaded.predict(images, verbose=0), classifier.predict(images, verbose=0))

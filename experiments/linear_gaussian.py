@@ -2,16 +2,17 @@
 
     z ~ N(0, I_100),        x = W z + N(0, 0.1^2 I_784),        W_ij ~ N(0, 1/784),
 
-whose evidence is known exactly. The encoder is the best Gaussian of independent coordinates: its
-location is the posterior's mean, its precision the diagonal of the posterior's. What is left to the
-transitions is the posterior's correlation. Each repeat makes one estimate of the bound, the mean
-over a batch of images, and of its gradient with respect to one coordinate of W, with new draws:
+whose evidence is known exactly. The encoder is the best Gaussian with independent coordinates: its
+location is the posterior's mean, and its precision is the diagonal of the posterior's precision.
+Only the posterior's correlation is left to the transitions. Each repeat makes one estimate of the
+bound, the mean over a batch of images, and of its gradient with respect to one coordinate of W,
+with new draws:
 
 - `bias`, the estimate minus `log p(x)` of the same batch, per image, in nats;
-- `gradient`, the gradient's coordinate, whose spread over the repeats is the estimator's.
+- `gradient`, the coordinate of the gradient; its spread over the repeats is that of the estimator.
 
-A learned reverse kernel is trained first, all else fixed. Writes `linear_gaussian.csv` (a row for
-each repeat) and `linear_gaussian.png` to the output folder, and prints a table.
+Learned reverse kernels are trained first, with everything else fixed. Writes `linear_gaussian.csv`
+(one row per repeat) and `linear_gaussian.png` to the output folder, and prints a table.
 
 Reference: Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
 """
@@ -32,7 +33,7 @@ from tf_mcvae.models.batch import Batch
 
 SIGMA, STEP_SIZE = 0.1, 0.003
 
-# Name, model, and its settings; the plain VAE shows what the transitions gain.
+# Name, model class and settings; the plain VAE shows the gain of the transitions.
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "VAE": (VAE, {}),
     "L K=5": (LMCVAE, {"num_transitions": 5}),
@@ -72,7 +73,7 @@ def make_problem(num_pixels: int, latent_dim: int, batch_size: int, seed: int) -
 
 
 def make_model(problem: Problem, model_class: Any, settings: dict[str, Any], seed: int) -> Any:
-    """Returns a model with the problem's decoder and the best encoder of independent latents."""
+    """Returns a model with the problem's decoder and the best encoder with independent latents."""
     num_pixels, latent_dim = problem.weights.shape
     encoder = keras.Sequential([keras.layers.Dense(2 * latent_dim)])
     decoder = keras.Sequential([keras.layers.Dense(num_pixels, use_bias=False)])
@@ -94,7 +95,7 @@ def make_model(problem: Problem, model_class: Any, settings: dict[str, Any], see
 
 
 def train_reverse_kernel(model: Any, num_pixels: int, steps: int, seed: int) -> None:
-    """Trains the reverse kernel alone, on new images from the model at every step."""
+    """Trains only the reverse kernel, on new images from the model at every step."""
     model.encoder.trainable = model.decoder.trainable = False
     rate = keras.optimizers.schedules.CosineDecay(3e-3, steps)
     model.compile(keras.optimizers.Adam(rate))
@@ -134,7 +135,7 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots(1, 2)
     titles = {
-        "bias": "estimate of the bound - log p(x), nats an image",
+        "bias": "estimate of the bound - log p(x), nats per image",
         "gradient": "gradient with respect to one coordinate of W",
     }
     for ax, (key, title) in zip(axes, titles.items(), strict=True):
@@ -144,7 +145,7 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         ax.set_title(title, fontsize=10)
         ax.grid(axis="y", alpha=0.3)
     axes[0].axhline(0.0, color="black", linewidth=0.8)
-    axes[1].set_yscale("symlog", linthresh=3.0)  # A single chain has no baseline, and spreads far.
+    axes[1].set_yscale("symlog", linthresh=3.0)  # Single chains without a baseline spread far.
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
 
@@ -178,14 +179,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=200, help="estimates of each (default: 200)")
+    parser.add_argument(
+        "--repeats", type=int, default=200, help="estimates per model (default: 200)"
+    )
     parser.add_argument("--batch-size", type=int, default=10, help="images (default: 10)")
     parser.add_argument("--num-pixels", type=int, default=784, help="N (default: 784)")
     parser.add_argument("--latent-dim", type=int, default=100, help="D (default: 100)")
     parser.add_argument(
-        "--reverse-steps", type=int, default=10_000, help="to train a reverse kernel (10,000)"
+        "--reverse-steps",
+        type=int,
+        default=10_000,
+        help="training steps of a reverse kernel (default: 10000)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of all random numbers (default: 0)"
+    )
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("docs/studies"))
     options = parser.parse_args(argv)
     options.output.mkdir(parents=True, exist_ok=True)

@@ -5,20 +5,20 @@
 Each model learns alpha and beta, from log alpha = log beta = 2, together with an encoder of one
 hidden layer, on 10,000 observations; `error` is `(alpha - 2 pi)^2 + (beta - 2)^2`.
 
-The mean of x fixes `alpha (E|z| + beta)` within an epoch. What is left is a ridge along which only
-the spread of x tells alpha from beta: there a looser bound finds too small an alpha, as a longer
-shell needs no narrower posterior.
+The mean of x determines `alpha (E|z| + beta)` within an epoch. The remaining directions form a
+ridge along which only the spread of x distinguishes alpha from beta. There a looser bound finds too
+small an alpha, because a longer shell does not need a narrower posterior.
 
-Writes `parameter_recovery.csv` (a row for each model, dimension and seed; `bound`, in nats, is the
-mean over the last epoch, `seconds` those of training) and `parameter_recovery.png`, and prints the
-mean errors. Rows that the CSV holds already, of the same settings, are not computed again: after an
-interruption, the same command continues.
+Writes `parameter_recovery.csv` (one row per model, dimension and seed; `bound`, in nats, is the
+mean over the last epoch, and `seconds` the time of training) and `parameter_recovery.png`, and
+prints the mean errors. Rows of the same settings that are already in the CSV are not computed
+again, so the same command continues after an interruption.
 
-Departures from the settings of the paper's study, each found necessary:
+Differences from the settings of the paper's study, each of which was necessary:
 
 - Adam has a learning rate of 0.01 and clips the gradient's norm to 10. Without clipping, its memory
-  of the first gradients leaves alpha and beta where they meet the ridge, the same for every model
-  (alpha = beta = 4.8 in 50 dimensions), and the study says nothing.
+  of the first gradients leaves alpha and beta at the point where they meet the ridge, the same for
+  every model (alpha = beta = 4.8 in 50 dimensions), and the models cannot be compared.
 - The encoder sees x scaled to mean 0 and variance 1, as in `posterior_ring.py`.
 
 Reference: Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
@@ -36,7 +36,7 @@ DIMENSIONS = (2, 5, 10, 20, 50, 100, 150, 200, 300)
 
 
 def run_model(inputs: dict[str, Any]) -> dict[str, float]:
-    """Trains one model, and returns what it recovers."""
+    """Trains one model, and returns the recovered parameters, their error, bound and seconds."""
     latent_dim, seed = inputs["latent_dim"], inputs["seed"]
     x = toy.observations(inputs["observations"], latent_dim, seed)
     decoder = toy.ShellDecoder(math.exp(2.0), math.exp(2.0), learned=True)
@@ -67,9 +67,9 @@ def list_inputs(options: Any) -> list[dict[str, Any]]:
 
 
 def run_all(runs: Sequence[dict[str, Any]], path: pathlib.Path) -> list[dict[str, Any]]:
-    """Makes the runs that the CSV does not hold yet, and returns the rows of all of them.
+    """Makes the runs that are not in the CSV yet, and returns the rows of all runs.
 
-    The CSV keeps rows of other settings too.
+    The CSV keeps its rows of other settings.
     """
     rows: list[dict[str, Any]] = list(toy.read_rows(path))
     chosen = []
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     text = "dimensions of z (default " + " ".join(map(str, DIMENSIONS)) + ")"
     add("--dimensions", type=int, nargs="+", default=DIMENSIONS, metavar="D", help=text)
-    add("--flow-epochs", type=int, default=10, help="further epochs of the RealNVP (default 10)")
+    add("--flow-epochs", type=int, default=10, help="additional epochs of the RealNVP (default 10)")
     add("--observations", type=int, default=10_000, help="training observations (default 10000)")
     options = parser.parse_args(argv)
     if options.quick:

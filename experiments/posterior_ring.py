@@ -1,28 +1,31 @@
-"""Posteriors that five models find, where the true one is a ring.
+"""Posteriors of five models where the true posterior is a ring.
 
     x = 2 pi (|z| + 2) + N(0, 1),   z ~ N(0, I_2),   observed x* = 8 pi:   |z| is about 2.
 
 The decoder is the generator itself; an encoder of 4 hidden units is trained on 10,000 observations,
 and 10,000 draws of each model's posterior at x* are compared with draws of Hamiltonian Monte Carlo:
 
-- `energy_distance`, sqrt(2 E|Y - Z| - E|Y - Y'| - E|Z - Z'|), for the draws as they are. The row
-  `Truth` has that of two independent sets of true draws: no model can be expected to come closer;
-- `angle_coverage`, the exponential of the entropy of the draws' angle in 36 bins, over 36: the part
-  of the circle that is covered, 1 for all of it;
-- `radius_mean` and `radius_sd`, of |z|; `bound`, in nats, at the end of training; `seconds` of it.
+- `energy_distance`, sqrt(2 E|Y - Z| - E|Y - Y'| - E|Z - Z'|), of the draws without resampling. The
+  row `Truth` compares two independent sets of true draws: no model can be expected to be closer;
+- `angle_coverage`, the exponential of the entropy of the draws' angle in 36 bins, divided by 36:
+  the share of the circle that is covered, 1 for the whole circle;
+- `radius_mean` and `radius_sd` of |z|; `bound`, in nats, at the end of training; `seconds` of
+  training.
 
-First the true draws are checked against quadrature. Writes `posterior_ring.csv` (a row for each
-model and seed) and `posterior_ring.png` (the first seed), and prints the means over the seeds.
+The true draws are first checked against quadrature. Writes `posterior_ring.csv` (one row per model
+and seed) and `posterior_ring.png` (the first seed), and prints the means over the seeds.
 
-Departures from the settings of the paper's study, each found necessary:
+Differences from the settings of the paper's study, each of which was necessary:
 
-- HMC has steps of 0.1. With 0.01 the angles of the chains have spread by 0.6 rad after 500 moves.
-- The encoder sees x scaled to mean 0 and variance 1. With x as it is, about 20, the first
+- HMC has a step size of 0.1. With 0.01 the angles of the chains spread by only 0.6 rad in 500
+  steps.
+- The encoder sees x scaled to mean 0 and variance 1. With unscaled x, about 20, the first
   posteriors can have scales of thousands, and training diverges.
-- Adam starts at 0.01, times 0.25 after 10, 20 and 30 epochs; at 0.001 the 31 epochs are too few.
+- Adam's learning rate is 0.01, times 0.25 after 10, 20 and 30 epochs; with 0.001 the 31 epochs are
+  too few.
 - The A-MCVAE has the published settings for images: S = 5, acceptance target 0.8, and a warm-up of
-  the score term. With a target of 0.9 its steps are so short that an encoder which lies to one side
-  of the ring has the better bound, and that is what it learns.
+  the score-function term. With a target of 0.9 its steps are so short that an encoder on one side
+  of the ring has the better bound, and the model learns such an encoder.
 
 Reference: Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
 """
@@ -47,7 +50,7 @@ def sample_truth(
 ) -> np.ndarray[Any, Any]:
     """Draws from the true posterior, `[num, 2]`: the last states of `num` independent HMC chains.
 
-    All begin at (2, 0), so that it is the kernel's doing if they are all around the ring.
+    All chains start at (2, 0), so only the kernel can spread them around the ring.
     """
     decoder, likelihood = toy.ShellDecoder(), Gaussian()
 
@@ -128,7 +131,7 @@ def measure(z: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> dict[str, f
 
 
 def run_model(name: str, seed: int, options: Any) -> tuple[np.ndarray[Any, Any], dict[str, float]]:
-    """Trains a model; returns draws from its posterior at x*, and what training gave."""
+    """Trains a model; returns draws from its posterior at x*, and bound and seconds of training."""
     x = toy.observations(options.observations, 2, seed)
     settings = toy.Settings(options.hidden_units, 50, 5, options.num_flows)
     model = toy.make_model(name, x, toy.ShellDecoder(), 2, seed, settings)
@@ -144,7 +147,7 @@ def draw(panels: dict[str, tuple[np.ndarray[Any, Any], float]], path: pathlib.Pa
 
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     axes = figure.subplots(2, 3, sharex=True, sharey=True, squeeze=False)
-    # One scale of colours, the truth's: what is denser than that is shown as dense.
+    # One colour scale, that of the truth: higher densities have its last colour.
     style = {"cmap": "Blues", "mincnt": 1, "linewidths": 0.1, "norm": PowerNorm(0.5, 0.0)}
     for ax, (name, (z, distance)) in zip(axes.flat, panels.items(), strict=False):
         ax.hexbin(*z.T, gridsize=70, extent=(-3.5, 3.5, -3.5, 3.5), **style)
@@ -160,7 +163,7 @@ def draw(panels: dict[str, tuple[np.ndarray[Any, Any], float]], path: pathlib.Pa
 
 
 def print_check(truth: np.ndarray[Any, Any]) -> None:
-    """Prints how the true draws agree with quadrature."""
+    """Prints how well the true draws agree with quadrature."""
     radius = kolmogorov_statistic(radial_cdf(np.hypot(*truth.T)))
     turns = kolmogorov_statistic(angle(truth))
     print(

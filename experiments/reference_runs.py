@@ -4,10 +4,10 @@
     python experiments/reference_runs.py 4 --seeds 3
     python experiments/reference_runs.py 4 10 -- --max_epochs 1 --limit_train_batches 20
 
-`reference_runs.csv` holds a row for each command line of those scripts. What a row leaves open is
-what the reference's own defaults were; flags of `train_keras.py` after `--` come on top. A run that
-is finished is not repeated, one that was interrupted goes on. Means and standard deviations over
-the seeds of the bound and of the negative log-likelihood on test images are printed, and kept in
+`reference_runs.csv` contains a row for each command line of those scripts. Settings that a row does
+not have are the reference's defaults; flags of `train_keras.py` after `--` override both. A
+finished run is not repeated, and an interrupted run continues. Means and standard deviations over
+the seeds of the bound and of the negative log-likelihood on test images are printed, and stored in
 `results.csv` in the output folder.
 """
 
@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-# TensorFlow's start-up messages would hide the progress; it reads this when it is imported.
+# Hides TensorFlow's start-up messages; TensorFlow reads the variable when it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from tf_mcvae.files import replacing
@@ -31,7 +31,7 @@ from tf_mcvae_commands.run_folder import RunFolder
 
 ROWS_FILE = pathlib.Path(__file__).with_suffix(".csv")
 
-# The reference's defaults where they are not those of this command line.
+# The reference's defaults where they differ from those of this command line.
 DEFAULTS = {
     "binarize": "False",
     "batch_size": "32",
@@ -42,12 +42,12 @@ DEFAULTS = {
     "net_type": "conv",
 }
 TRANSITION_DEFAULTS = {"K": "3", "acceptance_rate_target": "0.95"}
-# Not the reference's: it scored by a quick estimate in training; 31 images would be too few.
+# Not a setting of the reference, which scored in training; the default of 31 images is too few.
 SCORING = {"score_examples": "1000"}
 
 
 def read_rows() -> dict[int, dict[str, str]]:
-    """Returns the flags of each row, which are numbered from 1 and of which some are equal."""
+    """Returns the flags of each row by its number, from 1; some rows are equal."""
     with ROWS_FILE.open(newline="") as file:
         return {
             number: {name: value for name, value in list(row.items())[2:] if value}
@@ -56,14 +56,14 @@ def read_rows() -> dict[int, dict[str, str]]:
 
 
 def words_of(row: dict[str, str]) -> list[str]:
-    """Returns the command line of a row, completed with the reference's defaults."""
+    """Returns the command line of a row with the reference's defaults."""
     own = TRANSITION_DEFAULTS if "MCVAE" in row["model"] else {}
     flags = {**SCORING, **DEFAULTS, **own, **row}
     return [word for name, value in flags.items() for word in (f"--{name}", value)]
 
 
 def run_seed(name: str, words: Sequence[str], seed: int, output_dir: str) -> dict[str, float]:
-    """Carries out a run unless it is there, and returns its bound and NLL in nats.
+    """Runs a configuration unless it is finished, and returns its bound and NLL in nats.
 
     Raises:
         SystemExit: If the run fails, is interrupted or has no scores.
@@ -88,7 +88,7 @@ def run_row(number: int, seeds: int, extra: Sequence[str], output_dir: str) -> d
     """
     rows = read_rows()
     row = rows[number]
-    # Equal rows share their runs; further flags make them others.
+    # Equal rows share their runs; additional flags give them another name.
     first = next(other for other in rows if rows[other] == row)
     name = f"row{first}-{row['model']}-{row['dataset']}"
     name += f"-{zlib.crc32(' '.join(extra).encode()):08x}" if extra else ""
@@ -98,13 +98,13 @@ def run_row(number: int, seeds: int, extra: Sequence[str], output_dir: str) -> d
         values = [result[key] for result in results]
         line[f"{key}_mean"] = f"{statistics.fmean(values):.3f}"
         line[f"{key}_sd"] = f"{statistics.stdev(values):.3f}" if seeds > 1 else ""
-    # Of a flag that is in both, the further one holds.
+    # The later of two equal flags takes effect.
     line["flags"], line["further_flags"] = " ".join(words_of(row)), " ".join(extra)
     return line
 
 
 def keep(line: dict[str, Any], path: pathlib.Path) -> None:
-    """Writes a line to the results, in the place of an older one of the same run."""
+    """Writes a line to the results, in place of an older line of the same run."""
     lines = []
     if path.exists():
         with path.open(newline="") as file:

@@ -1,10 +1,10 @@
-"""Annealed importance sampling of TensorFlow Probability and of this package, where Z is known.
+"""Annealed importance sampling in TensorFlow Probability and in this package, with known Z.
 
 Both anneal from q = N(0, I) to p in N increments of b, along `pi_b = q^(1-b) p^b`, b = 0, 1/N, ...,
-1, with the same kernel and step size at every b. The problems, whose normaliser Z is exact:
+1, with the same kernel and step size at every b. The problems, whose normaliser Z is known exactly:
 
 - `normal`: p(z) = N(z; 3, 0.5^2), Z = 1;
-- `scaled`: p(z) = exp(-10) N(z; 3, 0.5^2), Z = exp(-10), which changes no pi_b but in its constant;
+- `scaled`: p(z) = exp(-10) N(z; 3, 0.5^2), Z = exp(-10), which changes only the constant of pi_b;
 - `ppca`: p(x, z) = N(z; 0, I_2) N(x; W z + m, 0.7^2 I_5) at one x, Z = p(x).
 
 The implementations:
@@ -12,15 +12,15 @@ The implementations:
 - `tf_mcvae`: this package's `annealed_importance_sampling`;
 - `tfp`: `tfp.mcmc.sample_annealed_importance_chain` with the kernels of `tfp.mcmc`;
 - `tfp-bootstrapped`: the same, but each kernel computes log-density, gradient and drift at its own
-  temperature, in place of taking over those in the results of the transition before.
+  temperature instead of reusing those in the results of the previous transition.
 
 A row of `tfp_annealing.csv` has E[Z_hat] / Z, the mean of log (1/16 sum of 16 Z_hat) - log Z (which
 is at most 0 where Z_hat is unbiased), their standard errors, and the share of the chains that
-accepted their last move. `tfp_annealing.png` shows E[Z_hat] / Z with error bars of 5 standard
-errors. Both rows of TFP have the same seed; all other rows are independent.
+accepted their last proposal. `tfp_annealing.png` shows E[Z_hat] / Z with error bars of 5 standard
+errors. The two rows of TFP have the same seed; all other rows are independent.
 
-TFP makes N transitions, at b = 1/N, ..., 1. The last has no part in the weight, which is complete
-before it; this package makes N - 1.
+TFP makes N transitions, at b = 1/N, ..., 1. The last one does not change the weight, which is
+complete before it; this package makes N - 1.
 
 Reference: Neal, Annealed importance sampling, Statistics and Computing 11 (2001).
 """
@@ -58,7 +58,7 @@ class Problem(NamedTuple):
     """A target whose normaliser is known, to be reached from N(0, I).
 
     Attributes:
-        title: What the figure calls it.
+        title: Title in the figure.
         target_log_prob_fn: `log p`, from states `[S, 1, D]` to `[S, 1]`.
         log_normaliser: The exact `log Z`, in nats.
         dim: D.
@@ -83,7 +83,7 @@ def normal_problem(log_normaliser: float = 0.0) -> Problem:
 
 
 def ppca_problem(seed: int = 0, latent_dim: int = 2, data_dim: int = 5) -> Problem:
-    """Returns a linear-Gaussian model's joint density at an x drawn from it, and `log p(x)`."""
+    """Returns a linear-Gaussian model's joint density, and `log p(x)`, at an x drawn from it."""
     rng, sigma = np.random.default_rng(seed), 0.7
     weight = 0.6 * rng.normal(size=[data_dim, latent_dim])
     loc = 0.3 * rng.normal(size=data_dim)
@@ -110,7 +110,7 @@ PROBLEMS = {
 
 
 class Bootstrapped(tfp.mcmc.TransitionKernel):
-    """Takes each step of a kernel from results that this kernel computes at the state."""
+    """Runs each step of a kernel from results that the kernel itself computes at the state."""
 
     def __init__(self, inner_kernel: Any) -> None:
         self.inner_kernel = inner_kernel
@@ -161,7 +161,7 @@ def run_tfp(
     def make_kernel(log_prob_fn: LogProbFn) -> Any:
         if kernel == "HMC":
             made = tfp.mcmc.HamiltonianMonteCarlo(log_prob_fn, step_size, NUM_LEAPFROG_STEPS)
-        else:  # Whose step TFP counts twice.
+        else:  # TFP's step size is twice this package's.
             made = tfp.mcmc.MetropolisAdjustedLangevinAlgorithm(log_prob_fn, 2.0 * step_size)
         return Bootstrapped(made) if bootstrapped else made
 
@@ -173,12 +173,12 @@ def run_tfp(
 
 
 def rate(is_accepted: tf.Tensor) -> tf.Tensor:
-    """Returns the share of the chains that accepted a move."""
+    """Returns the share of the chains that accepted a proposal."""
     return tf.reduce_mean(tf.cast(is_accepted, tf.float32))
 
 
 def make_sampler(problem: Problem, kernel: str, implementation: str, num_chains: int) -> Sampler:
-    """Returns a function of N and a seed, to `log Z_hat - log Z`, `[S]`, and last acceptance."""
+    """Returns a function from N and a seed to `log Z_hat - log Z`, `[S]`, and last acceptance."""
 
     @tf.function
     def run(num_steps: Any, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -190,7 +190,7 @@ def make_sampler(problem: Problem, kernel: str, implementation: str, num_chains:
         return run_tfp(problem, kernel, state, num_steps, chain_seed, bootstrapped)
 
     def sample(num_steps: int, seed: tf.Tensor) -> tuple[np.ndarray[Any, Any], float]:
-        # A tensor needs no new graph for each N; but this package's loop has a static length.
+        # A tensor avoids a new graph for each N, but this package's loop has a static length.
         steps = num_steps if implementation == "tf_mcvae" else tf.constant(num_steps)
         log_weights, acceptance = run(steps, seed)
         return np.asarray(log_weights, np.float64)[:, 0] - problem.log_normaliser, float(acceptance)
@@ -223,7 +223,7 @@ def compare(name: str, kernel: str, all_steps: Sequence[int], chains: int, seed:
     case_seed = random.fold_in(random.as_seed(seed), case)
     for number, implementation in enumerate(IMPLEMENTATIONS):
         sampler = make_sampler(problem, kernel, implementation, chains // problem.dim)
-        own_seed = random.fold_in(case_seed, min(number, 1))  # Both of TFP have the same.
+        own_seed = random.fold_in(case_seed, min(number, 1))  # The same for both of TFP.
         for num_steps in all_steps:
             log_ratios, acceptance = sampler(num_steps, random.fold_in(own_seed, num_steps))
             names = {"problem": name, "kernel": kernel, "implementation": implementation}
@@ -235,18 +235,18 @@ def compare(name: str, kernel: str, all_steps: Sequence[int], chains: int, seed:
 
 
 def print_row(row: Row) -> None:
-    """Prints a row for people."""
+    """Prints a row in readable form."""
     print(
         f"{row['problem']:8}{row['kernel']:6}{row['implementation']:18}N ={row['num_steps']:4}   "
         f"E[Z_hat]/Z {row['ratio']:.4f} ± {row['ratio_error']:.4f}   log of {GROUP} "
         f"{row['log_bias']:+.4f} ± {row['log_bias_error']:.4f}   "
-        f"last move accepted {row['last_acceptance']:.3f}",
+        f"last acceptance {row['last_acceptance']:.3f}",
         flush=True,
     )
 
 
 def write_rows(rows: Sequence[Row], path: pathlib.Path) -> None:
-    """Writes the rows as CSV; numbers get six digits."""
+    """Writes the rows as CSV, with six digits per number."""
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -263,7 +263,7 @@ STYLES = {
 
 
 def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
-    """Draws E[Z_hat] / Z against N, a panel for each problem and kernel."""
+    """Draws E[Z_hat] / Z against N, with one panel per problem and kernel."""
     from matplotlib.figure import Figure
 
     columns = list(dict.fromkeys(row["problem"] for row in rows))
@@ -285,7 +285,7 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
 
 
 def draw_panel(ax: Any, rows: Sequence[Row]) -> None:
-    """Draws one problem with one kernel."""
+    """Draws the panel of one problem and kernel."""
     ax.axhline(1.0, color="black", linewidth=0.8)
     for implementation, (label, color, marker, shift) in STYLES.items():
         chosen = [row for row in rows if row["implementation"] == implementation]
@@ -315,9 +315,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     add("--kernels", nargs="+", choices=STEP_SIZES, default=list(STEP_SIZES))
-    add("--steps", nargs="+", type=int, default=NUM_STEPS, help="N, at least 2 each")
-    add("--chains", type=int, default=40_000, help="in one dimension; with D, 1/D of it (40,000)")
-    add("--seed", type=int, default=0, help="of everything random (default: 0)")
+    add("--steps", nargs="+", type=int, default=NUM_STEPS, help="values of N, each at least 2")
+    add("--chains", type=int, default=40_000, help="chains, divided by the dimension (40000)")
+    add("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
     add("--output", type=pathlib.Path, default=pathlib.Path("docs/evaluation"))
     options = parser.parse_args(argv)
     if min(options.steps) < 2:
@@ -334,5 +334,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    tf.get_logger().setLevel("ERROR")  # It warns that each N is compiled.
+    tf.get_logger().setLevel("ERROR")  # Silences a warning that each N is compiled.
     main()

@@ -1,10 +1,10 @@
-"""What the toy studies share: the generator, the networks, the models, and how they are trained.
+"""Shared parts of the toy studies: the generator, the networks, the models and their training.
 
-The generator makes one number of a latent vector, its length with noise,
+The generator turns a latent vector into one number, its length with noise,
 
     z ~ N(0, I_d),        x = alpha (|z| + beta) + N(0, 1),        alpha = 2 pi,  beta = 2,
 
-so that the posterior of z is a shell: x says nothing of the direction, and no Gaussian is like it.
+so the posterior of z is a shell: x does not determine the direction, and no Gaussian fits it.
 
 Reference:
     Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
@@ -37,9 +37,9 @@ class ShellDecoder(keras.layers.Layer):
     """Computes the mean of x, `alpha (|z| + beta)`, `[B, 1]` for latents `[B, d]`.
 
     Args:
-        alpha: Positive factor; where it is learned, the one to start from.
-        beta: Positive length to add; where it is learned, the one to start from.
-        learned: Whether the logarithms of both are trained.
+        alpha: Positive factor; its initial value if it is learned.
+        beta: Positive length that is added; its initial value if it is learned.
+        learned: Whether the logarithms of alpha and beta are trained.
         **kwargs: Arguments of `keras.layers.Layer`.
     """
 
@@ -63,8 +63,8 @@ class ShellDecoder(keras.layers.Layer):
 
     def call(self, z: Any) -> Any:
         """Returns the mean of x."""
-        # |z| is differentiated twice, and neither derivative exists at 0: the small constant makes
-        # both finite, and changes the lengths that occur by less than float32 can tell.
+        # |z| is differentiated twice, and neither derivative exists at 0. The small constant makes
+        # both finite, and changes lengths that occur by less than float32 resolves.
         length = tf.sqrt(tf.reduce_sum(tf.square(z), axis=-1, keepdims=True) + 1e-6)
         alpha, beta = (tf.exp(tf.convert_to_tensor(w)) for w in (self.log_alpha, self.log_beta))
         return alpha * (length + beta)
@@ -86,11 +86,11 @@ def observations(num: int, latent_dim: int, seed: int) -> np.ndarray[Any, Any]:
 
 
 class Settings(NamedTuple):
-    """What the models of a study have in common.
+    """Settings that the models of a study share.
 
     Attributes:
         hidden_units: Width of the encoder's hidden layer.
-        num_samples: S of the IWAE. The A-MCVAE has 5, the others 1.
+        num_samples: S of the IWAE; the A-MCVAE has 5, and the others 1.
         num_transitions: K of the two Monte Carlo models.
         num_flows: Layers of the RealNVP.
     """
@@ -109,14 +109,15 @@ def make_model(
     seed: int,
     s: Settings,
 ) -> Any:
-    """Makes one of `MODELS`; networks and draws depend on the seed only.
+    """Makes one of `MODELS`; networks and draws depend only on the seed.
 
-    The two Monte Carlo models learn their annealing schedule, and adapt step sizes by the variance
-    rule. Acceptance targets, S and the warm-up of the score term are those published for images.
+    The two Monte Carlo models learn their annealing schedule and adapt step sizes by the variance
+    rule. Acceptance targets, S and the warm-up of the score-function term are those published for
+    images.
 
     Args:
         name: One of `MODELS`.
-        x: Observations, with whose mean and spread the encoder scales its input.
+        x: Observations; the encoder scales its input by their mean and variance.
         decoder: The decoder.
         latent_dim: d.
         seed: Integer.
@@ -158,7 +159,7 @@ def train(
         decay_epochs: Epochs after which it is multiplied by 0.25.
 
     Returns:
-        The bound in nats, its mean over the last epoch, and the seconds taken, compiling included.
+        The bound in nats, averaged over the last epoch, and the seconds, including compilation.
     """
     steps = -(-len(x) // BATCH_SIZE)
     rate: Any = learning_rate
@@ -167,10 +168,10 @@ def train(
             [steps * epoch for epoch in decay_epochs],
             [learning_rate * 0.25**i for i in range(len(decay_epochs) + 1)],
         )
-    # The first gradients are a thousand times the later ones. Adam's mean square, which remembers
-    # them for all of a short training, would else stop alpha and beta half-way.
+    # The first gradients are a thousand times the later ones. Without clipping, Adam's mean square
+    # would remember them during all of a short training, and stop alpha and beta half-way.
     optimizer = keras.optimizers.Adam(rate, global_clipnorm=10.0)
-    # Steps of networks this small are mostly overhead. XLA takes seconds before the first one.
+    # Overhead dominates the steps of networks this small. Compiling with XLA takes seconds.
     jit_compile = epochs * steps >= 500
     model.compile(optimizer, steps_per_execution=min(20, steps), jit_compile=jit_compile)
     start = time.perf_counter()
@@ -179,37 +180,42 @@ def train(
 
 
 def quiet() -> None:
-    """Keeps TensorFlow from warning that each new model is a new function."""
+    """Silences TensorFlow's warning that each new model is a new function."""
     tf.get_logger().setLevel("ERROR")
 
 
 def arguments(
     description: str | None, epochs: int, learning_rate: float, seeds: int
 ) -> argparse.ArgumentParser:
-    """Returns a parser of the flags that both studies have."""
+    """Returns a parser with the flags of both studies."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--seeds", type=int, default=seeds, help=f"number of seeds, 0 upwards (default {seeds})")
+    add("--seeds", type=int, default=seeds, help=f"number of seeds, from 0 on (default {seeds})")
     folder = pathlib.Path("docs/studies")
-    add("--output", type=pathlib.Path, default=folder, help=f"folder of CSV and PNG ({folder})")
+    add(
+        "--output",
+        type=pathlib.Path,
+        default=folder,
+        help=f"folder of CSV and PNG (default {folder})",
+    )
     add("--models", nargs="+", choices=MODELS, default=MODELS, help="models to train (default all)")
     add("--epochs", type=int, default=epochs, help=f"epochs (default {epochs})")
     text = f"Adam's first learning rate (default {learning_rate})"
     add("--learning-rate", type=float, default=learning_rate, help=text)
     add("--hidden-units", type=int, default=4, help="width of the encoder's layer (default 4)")
-    add("--quick", action="store_true", help="seconds instead of minutes: shows that it runs")
+    add("--quick", action="store_true", help="a test run of seconds instead of minutes")
     return parser
 
 
 def output_path(options: argparse.Namespace, name: str) -> pathlib.Path:
-    """Returns where a file is written; that of a quick run does not replace a true one."""
+    """Returns the path of an output file; a quick run has other names than a full one."""
     return options.output / (f"quick-{name}" if options.quick else name)
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
-    """Returns the rows of a CSV file; none if there is no file."""
+    """Returns the rows of a CSV file, or an empty list if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -217,7 +223,7 @@ def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 def matches(row: dict[str, Any], inputs: dict[str, Any]) -> bool:
-    """Returns whether a row, as it was made or as it was read, is that of these settings."""
+    """Returns whether a row, new or read from a file, has these settings."""
     return all(str(row.get(key)) == _text(value) for key, value in inputs.items())
 
 
@@ -226,7 +232,7 @@ def _text(value: Any) -> str:
 
 
 def write_rows(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes a CSV file in one step; numbers get six digits."""
+    """Writes a CSV file in one step, with six digits per number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")

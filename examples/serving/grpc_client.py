@@ -1,10 +1,10 @@
-"""Asks a served model over gRPC, by the stubs of `tensorflow-serving-api`.
+"""Sends requests to a served model over gRPC, with the stubs of `tensorflow-serving-api`.
 
     pip install --no-deps tensorflow-serving-api grpcio
     python examples/serving/grpc_client.py --model digits --images x.npy
 
-sends images `[B, H, W, C]` for their log-likelihood and prints it. Arrays travel as they are, some
-ten times faster than through JSON; their dtypes must be those of the signature.
+sends images `[B, H, W, C]` and prints their log-likelihoods. Arrays are sent in binary form, about
+ten times faster than as JSON; their dtypes must be those of the signature.
 """
 
 import argparse
@@ -19,22 +19,22 @@ class ServedModel:
     """A model behind TensorFlow Serving's gRPC interface.
 
     Args:
-        name: The model's name at the server.
+        name: The model's name on the server.
         target: Host and port of the server.
-        version: Number of a version; None for the newest.
+        version: Number of a version. None selects the newest.
         timeout: Seconds to wait for an answer.
     """
 
     def __init__(self, name, target="localhost:8500", version=None, timeout=60.0):
         self.name, self.version, self.timeout = name, version, timeout
-        # Answers to large batches are larger than the 4 MB that gRPC takes by default.
+        # Answers to large batches exceed gRPC's default limit of 4 MB.
         self.channel = grpc.insecure_channel(
             target, options=[("grpc.max_receive_message_length", -1)]
         )
         self.stub = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
 
     def predict(self, signature, **inputs):
-        """Runs a signature on arrays by name; gives arrays by name.
+        """Runs a signature on arrays by name; returns arrays by name.
 
         Raises:
             grpc.RpcError: If the server refuses the request, with its status and message.
@@ -55,7 +55,7 @@ class ServedModel:
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Asks a served model over gRPC.")
+    parser = argparse.ArgumentParser(description="Sends requests to a served model over gRPC.")
     parser.add_argument("--target", default="localhost:8500")
     parser.add_argument("--model", required=True)
     parser.add_argument("--images", required=True, help="a .npy file of images [B, H, W, C]")

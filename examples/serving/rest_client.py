@@ -1,11 +1,11 @@
-"""Asks a served model over REST; needs NumPy alone.
+"""Sends requests to a served model over REST; needs only NumPy.
 
     python examples/serving/rest_client.py --model digits
     python examples/serving/rest_client.py --model digits --signature encode --images x.npy
 
-The first form lists the signatures; the second sends images `[B, H, W, C]` (floats, or `uint8` to
-the signatures whose names end so) with whatever else the signature takes, and prints the shapes of
-what comes back.
+The first form lists the signatures. The second sends images `[B, H, W, C]` (floats, or `uint8` for
+signatures whose names end in `_uint8`) with the other inputs of the signature, and prints shape and
+mean of each output.
 """
 
 import argparse
@@ -20,9 +20,9 @@ class ServedModel:
     """A model behind TensorFlow Serving's REST interface.
 
     Args:
-        name: The model's name at the server.
-        host: Where its REST port is.
-        version: Number of a version; None for the newest.
+        name: The model's name on the server.
+        host: URL of the server's REST port.
+        version: Number of a version. None selects the newest.
     """
 
     def __init__(self, name, host="http://localhost:8501", version=None):
@@ -31,12 +31,12 @@ class ServedModel:
             self.url += f"/versions/{version}"
 
     def metadata(self):
-        """Returns the signatures: for each its inputs and outputs."""
+        """Returns the signatures with their inputs and outputs."""
         with urllib.request.urlopen(f"{self.url}/metadata") as response:
             return json.load(response)["metadata"]["signature_def"]["signature_def"]
 
     def predict(self, signature, **inputs):
-        """Runs a signature on arrays by name; gives an array, or arrays by name if there are more.
+        """Runs a signature on arrays by name; returns an array, or several arrays by name.
 
         Raises:
             ValueError: If the server refuses the request; the message is the server's.
@@ -60,12 +60,12 @@ def seeds(count, first=0):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Asks a served model over REST.")
+    parser = argparse.ArgumentParser(description="Sends requests to a served model over REST.")
     parser.add_argument("--host", default="http://localhost:8501")
     parser.add_argument("--model", required=True)
     parser.add_argument("--signature")
     parser.add_argument("--images", help="a .npy file of images [B, H, W, C]")
-    parser.add_argument("--count", type=int, default=4, help="rows where no images are sent")
+    parser.add_argument("--count", type=int, default=4, help="number of rows if no images are sent")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     model = ServedModel(arguments.model, arguments.host)
