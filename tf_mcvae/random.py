@@ -6,7 +6,7 @@ a seed of its own (a server that batches requests needs this), `at_row` numbers 
 that is drawn in parts.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -28,7 +28,7 @@ __all__ = [
     "uniform",
 ]
 
-Seed = tf.Tensor | RowSeed
+Seed: TypeAlias = "tf.Tensor | RowSeed"
 
 # TensorFlow's own float draws differ inside and outside XLA, its integer draws do not: both
 # distributions are therefore made from integers, of which 23 bits are used, a float32's mantissa.

@@ -33,7 +33,7 @@ def integers(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     )
 
 
-class RowSeed(tf.experimental.ExtensionType):  # type: ignore[misc]
+class RowSeed(tf.experimental.ExtensionType):
     """Base of the seeds whose draws `[S, B, ...]` belong to rows, axis 1."""
 
     def split(self, num: int) -> list["RowSeed"]:

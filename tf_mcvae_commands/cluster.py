@@ -74,7 +74,7 @@ def joined(strategy: str) -> Iterator[tuple[Worker, Any]]:
     Raises:
         LostWorkerError: If another worker is gone.
     """
-    from tf_mcvae.distribute import replicas
+    from tf_mcvae import distribute
 
     worker = this_worker(strategy)
     with contextlib.ExitStack() as stack:
@@ -82,8 +82,8 @@ def joined(strategy: str) -> Iterator[tuple[Worker, Any]]:
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
         try:
-            yield worker, replicas.make_strategy(strategy)
-        except replicas.CONNECTION_ERRORS as error:
+            yield worker, distribute.make_strategy(strategy)
+        except distribute.CONNECTION_ERRORS as error:
             if worker.count == 1:
                 raise
             raise LostWorkerError(type(error).__name__) from error

@@ -10,8 +10,7 @@ import tensorflow as tf
 from trained import X, batches, make, strategy_of
 
 import tf_mcvae
-from tf_mcvae import random
-from tf_mcvae.distribute import replicas
+from tf_mcvae import distribute, random
 from tf_mcvae.export import export_saved_model
 
 
@@ -89,7 +88,7 @@ def check_noise(strategy):
     model = make("VAE", strategy)
 
     def draw():
-        share = replicas.share_of_batch(4)
+        share = distribute.share_of_batch(4)
         seed = random.at_row(model._step_seed(0, model.step), share.first)
         return random.normal([1, 4, 2], seed)[0]
 

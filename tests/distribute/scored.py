@@ -9,8 +9,7 @@ import sys
 import numpy as np
 from trained import X, make, strategy_of
 
-from tf_mcvae import evaluation
-from tf_mcvae.distribute import replicas
+from tf_mcvae import distribute, evaluation
 
 AIS = {"num_chains": 3, "num_temperatures": 6, "num_leapfrog_steps": 2, "seed": 4}
 
@@ -32,13 +31,13 @@ def main(workers, output):
     output = pathlib.Path(output)
     strategy = strategy_of("one" if workers == "alone" else "workers")
     model, results = make("LMCVAE-acceptance", None), {}
-    with replicas.scope(strategy):
+    with distribute.scope(strategy):
         for name, estimate in scores(model, output.parent):
             results[f"{name}_per_example"] = estimate.per_example
             for key in ("mean", "standard_error", "monte_carlo_error", "acceptance"):
                 value = getattr(estimate, key)
                 results[f"{name}_{key}"] = np.nan if value is None else value
-        replicas.wait_for_all()
+        distribute.wait_for_all()
     np.savez(output, **results)
 
 

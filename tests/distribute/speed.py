@@ -7,7 +7,7 @@ import keras
 from trained import strategy_of
 
 import tf_mcvae
-from tf_mcvae.distribute import replicas
+from tf_mcvae import distribute
 
 
 class Times(keras.callbacks.Callback):
@@ -21,7 +21,7 @@ class Times(keras.callbacks.Callback):
 def main(devices, batch_size="100"):
     strategy = strategy_of(devices)
     data = tf_mcvae.datasets.load("digits", batch_size=int(batch_size), binarize="dynamic")
-    with replicas.scope(strategy):
+    with distribute.scope(strategy):
         options = {"architecture": "dense", "hidden_units": (512, 512)}
         encoder = tf_mcvae.Encoder(16, **options)
         decoder = tf_mcvae.Decoder((8, 8, 1), **options)
@@ -29,7 +29,7 @@ def main(devices, batch_size="100"):
         model = tf_mcvae.LMCVAE(encoder, decoder, num_transitions=5, step_size=step_size)
         model.build((None, 8, 8, 1))
         model.compile("adam")
-    model.fit(replicas.by_examples(data.train), epochs=5, verbose=0, callbacks=[Times()])
+    model.fit(distribute.by_examples(data.train), epochs=5, verbose=0, callbacks=[Times()])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 import tf_mcvae
-from tf_mcvae.distribute import replicas
+from tf_mcvae import distribute
 from tf_mcvae.performance import plan
 
 SHAPE = (4, 4, 1)
@@ -64,12 +64,12 @@ def strategy_of(devices):
         configuration = tf.config.LogicalDeviceConfiguration()
         tf.config.set_logical_device_configuration(cpu, [configuration] * 2)
         return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    return replicas.make_strategy("none" if devices == "one" else "multiworker")
+    return distribute.make_strategy("none" if devices == "one" else "multiworker")
 
 
 def make(case, strategy, optimizer=None, **compile_options):
     keras.utils.set_random_seed(1)
-    with replicas.scope(strategy):
+    with distribute.scope(strategy):
         model = CASES[case]()
         model.build((None, *SHAPE))
         optimizer = keras.optimizers.SGD(0.1, momentum=0.9, **(optimizer or {}))

@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_mcvae import distribute
 from tf_mcvae.cli.environment import share_cores, versions
 from tf_mcvae.cli.run_data import load_split
-from tf_mcvae.distribute import replicas
 from tf_mcvae.evaluation.suite import Suite, report
 from tf_mcvae.files import write_json
 from tf_mcvae.layers.likelihoods import Bernoulli
@@ -54,9 +54,9 @@ def _run(
     }
     print(f"{path}: {type(model).__name__}, latent dimension {model.latent_dim}")
     print(_data_text(data), flush=True)
-    with replicas.scope(strategy):
+    with distribute.scope(strategy):
         scores = _estimate(model, images, config)
-        replicas.wait_for_all()
+        distribute.wait_for_all()
     print(f"\n{report(scores)}", flush=True)
     if config.json is not None and worker.is_chief:
         values = {

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_mcvae import datasets
+from tf_mcvae import datasets, distribute
 from tf_mcvae.cli.building import build_model
 from tf_mcvae.cli.callbacks import (
     Checkpoint,
@@ -23,7 +23,6 @@ from tf_mcvae.cli.environment import share_cores, show_gpus, versions
 from tf_mcvae.cli.pictures import draw_images
 from tf_mcvae.cli.run_data import load_data
 from tf_mcvae.datasets import Data, DataSpec
-from tf_mcvae.distribute import replicas
 from tf_mcvae.evaluation.suite import Suite, report
 from tf_mcvae.export import check_onnx_packages, export_onnx, export_saved_model, export_tflite
 from tf_mcvae.files import replacing, write_json
@@ -64,19 +63,19 @@ def _run(config: RunConfig, folder: RunFolder, worker: Worker, strategy: Any) ->
     config, data = load_data(config)
     if worker.is_chief:
         _check_same_settings(config, folder)
-    with replicas.scope(strategy):
+    with distribute.scope(strategy):
         _check_agreement(config)
     model = _model(config, data, folder, worker, strategy)
     if worker.is_chief:
         write_json(folder.config, {"settings": asdict(config), "versions": versions()})
     print(describe(config, data.spec, model), flush=True)
     training_seconds = train(config, model, data, folder, worker)
-    with replicas.scope(strategy):
+    with distribute.scope(strategy):
         scores = score(config, model, data) if config.score else {}
     if worker.is_chief:
         _write(config, model, data, folder, {"training": training_seconds}, scores)
-    with replicas.scope(strategy):
-        replicas.wait_for_all()
+    with distribute.scope(strategy):
+        distribute.wait_for_all()
 
 
 def _check_same_settings(config: RunConfig, folder: RunFolder) -> None:
@@ -96,7 +95,7 @@ def _check_same_settings(config: RunConfig, folder: RunFolder) -> None:
 def _check_agreement(config: RunConfig) -> None:
     """Raises on all workers if they have different settings."""
     common = {key: value for key, value in asdict(config).items() if key not in OF_THE_MACHINE}
-    sums = replicas.gather(np.array([[zlib.crc32(repr(common).encode())]]))
+    sums = distribute.gather(np.array([[zlib.crc32(repr(common).encode())]]))
     if len(set(sums[:, 0])) > 1:
         raise ValueError(
             "The workers have different settings, or data of different sizes: start all of them by "
@@ -109,7 +108,7 @@ def _model(
 ) -> MonteCarloVAE:
     """Returns the model of the checkpoint, if there is one, or a new one."""
     has_checkpoint = worker.is_chief and folder.checkpoint.exists()
-    with replicas.scope(strategy):
+    with distribute.scope(strategy):
         if has_checkpoint and worker.count == 1:
             return load_model(folder.checkpoint)
         model = build_model(config, data.spec, len(data.train))
@@ -119,8 +118,8 @@ def _model(
         model.optimizer.build(model.trainable_variables)
     if has_checkpoint:
         model.load_weights(folder.checkpoint)  # Outside the scope, as it makes variables.
-    with replicas.scope(strategy):
-        replicas.broadcast([*model.weights, *model.optimizer.variables])
+    with distribute.scope(strategy):
+        distribute.broadcast([*model.weights, *model.optimizer.variables])
     return model
 
 
@@ -187,8 +186,8 @@ def train(
     datasets.skip_epochs(data.train, epoch)
     start = time.perf_counter()
     model.fit(
-        replicas.by_examples(data.train),
-        validation_data=replicas.by_examples(data.validation),
+        distribute.by_examples(data.train),
+        validation_data=distribute.by_examples(data.validation),
         initial_epoch=epoch,
         epochs=config.epochs,
         shuffle=False,  # The dataset does that.

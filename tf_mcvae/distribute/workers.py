@@ -89,8 +89,8 @@ def all_reduce(values: Any) -> Any:
 
 def replica_index() -> tf.Tensor:
     """Returns the number of this replica among all replicas, a scalar."""
-    context = tf.distribute.get_replica_context()
-    return tf.convert_to_tensor(context.replica_id_in_sync_group)
+    context = tf.distribute.get_replica_context()  # None where replicas are joined.
+    return tf.convert_to_tensor(0 if context is None else context.replica_id_in_sync_group)
 
 
 def _replicas_per_worker() -> int:

@@ -8,9 +8,8 @@ from typing import Any, Unpack
 import numpy as np
 import tensorflow as tf
 
-from tf_mcvae import random
+from tf_mcvae import distribute, random
 from tf_mcvae.checks import check_positive_integer
-from tf_mcvae.distribute import replicas
 from tf_mcvae.evaluation.chunks import (
     SEED_SPEC,
     Progress,
@@ -34,8 +33,8 @@ from tf_mcvae.kernels import HamiltonianMonteCarlo, TransitionResults
 from tf_mcvae.kernels.path import AnnealedPath
 from tf_mcvae.layers.schedules import linear_temperatures, sigmoid_temperatures
 from tf_mcvae.models import MonteCarloVAE
+from tf_mcvae.models.batch import Batch
 from tf_mcvae.objectives.annealed import AnnealedSamples, annealed_importance_sampling
-from tf_mcvae.objectives.bounds import standard_normal_log_prob
 from tf_mcvae.performance.fusion import fusing_graph
 from tf_mcvae_commands.ais import AISOverrides, AISSettings
 
@@ -164,7 +163,7 @@ def bidirectional_gap(
 
     rows: list[int] = []
     runs = Progress(), Progress()
-    own = range(replicas.worker_index() * size, num_examples, replicas.num_workers() * size)
+    own = range(distribute.worker_index() * size, num_examples, distribute.num_workers() * size)
     for first in own:
         count = min(size, num_examples - first)
         x, z = simulate(model, count, random.at_row(data_seed, first))
@@ -188,17 +187,13 @@ def _resolved(settings: AISSettings | None, overrides: AISOverrides) -> AISSetti
     return (settings or AISSettings()).updated(**overrides)
 
 
-def simulate(model: MonteCarloVAE, count: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def simulate(model: MonteCarloVAE, count: int, seed: random.Seed) -> tuple[tf.Tensor, tf.Tensor]:
     """Draws images from a model.
 
     Returns:
         `x [count, ...]` and the latents that they come from, `z [count, D]`.
     """
-    latent_seed, image_seed = random.split(seed)
-    z = random.normal([1, count, model.latent_dim], latent_seed)
-    parameters = model.likelihood_parameters(z)
-    x = model.likelihood.sample(parameters, image_seed, event_ndims=len(model.event_shape))
-    return x[0], z[0]
+    return model.generative.sample(count, model.latent_dim, seed, len(model.event_shape))
 
 
 class _Annealing:
@@ -217,7 +212,7 @@ class _Annealing:
         self.forward = fusing_graph(self._forward, [images, steps, SEED_SPEC])
         self.backward = fusing_graph(self._backward, [images, latents, steps, SEED_SPEC])
 
-    def step_sizes(self, pilot: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def step_sizes(self, pilot: tf.Tensor, seed: random.Seed) -> tf.Tensor:
         """Returns a step size for each transition, `[T - 1]`: the given one, or tuned.
 
         The first run adapts the step size from transition to transition. Few transitions do not
@@ -232,7 +227,7 @@ class _Annealing:
             step_sizes *= tf.exp(_GAIN * (acceptance - target))
         return step_sizes
 
-    def _follow(self, x: tf.Tensor, seed: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    def _follow(self, x: tf.Tensor, seed: random.Seed, target: tf.Tensor) -> tf.Tensor:
         """Returns step sizes, each adapted to the acceptance of the transition before it."""
 
         def step_size(index: tf.Tensor, results: TransitionResults | None) -> tf.Tensor:
@@ -248,7 +243,7 @@ class _Annealing:
         return run.trace
 
     def _forward(
-        self, x: tf.Tensor, step_sizes: tf.Tensor, seed: tf.Tensor
+        self, x: tf.Tensor, step_sizes: tf.Tensor, seed: random.Seed
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns log weights `[S, B]` and each transition's acceptance `[T - 1]`."""
         start_seed, chain_seed = random.split(seed)
@@ -259,18 +254,17 @@ class _Annealing:
         return run.log_weights, run.trace
 
     def _backward(
-        self, x: tf.Tensor, z: tf.Tensor, step_sizes: tf.Tensor, seed: tf.Tensor
+        self, x: tf.Tensor, z: tf.Tensor, step_sizes: tf.Tensor, seed: random.Seed
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The same for chains from exact draws `z [B, D]` of the posterior: `E[w] = 1 / p(x)`.
 
         It is the same sampler on the path with its ends exchanged.
         """
         path, _ = self._begin(x, seed)
-        reversed_path = AnnealedPath(path.target_log_prob_fn, path.base_log_prob_fn)
         state = self.model.to_states(z) if self.settings.start == "encoder" else z
         shape = [self.settings.num_chains, *random.shape_of(state)]
         run = self._run(
-            reversed_path,
+            path.reversed(),
             tf.broadcast_to(state, shape),
             1.0 - tf.reverse(self.temperatures, [0]),
             lambda k, _: step_sizes[self.num_transitions - 1 - k],
@@ -279,15 +273,15 @@ class _Annealing:
         )
         return run.log_weights, run.trace
 
-    def _begin(self, x: tf.Tensor, seed: tf.Tensor) -> tuple[AnnealedPath, tf.Tensor]:
-        posterior, num_chains = self.model.posterior(x), self.settings.num_chains
+    def _begin(self, x: tf.Tensor, seed: random.Seed) -> tuple[AnnealedPath, tf.Tensor]:
+        model, batch, num_chains = self.model, Batch(x), self.settings.num_chains
         if self.settings.start == "encoder":
-            state = self.model.draw_posterior(posterior, num_chains, seed)
-            return self.model.path(x, posterior), state
-        shape = [num_chains, *random.shape_of(posterior.distribution.loc)]
+            posterior = model.posterior(batch)
+            state = model.draw_posterior(posterior, num_chains, seed)
+            return model.path(batch, posterior), state
         # In the space of z, without the flow.
-        path = AnnealedPath(standard_normal_log_prob, lambda z: self.model.log_joint(x, z))
-        return path, random.normal(shape, seed)
+        path = AnnealedPath(model.prior.bind(), model.generative.bind(batch))
+        return path, model.prior.sample([num_chains, tf.shape(x)[0], model.latent_dim], seed)
 
     def _run(
         self,
@@ -295,7 +289,7 @@ class _Annealing:
         state: tf.Tensor,
         temperatures: tf.Tensor,
         step_size: Callable[[tf.Tensor, TransitionResults | None], tf.Tensor],
-        seed: tf.Tensor,
+        seed: random.Seed,
         trace_fn: Callable[[Any, TransitionResults], tf.Tensor],
     ) -> AnnealedSamples:
         def kernel_fn(index: tf.Tensor, results: TransitionResults | None) -> HamiltonianMonteCarlo:

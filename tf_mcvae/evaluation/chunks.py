@@ -12,9 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_mcvae import random
+from tf_mcvae import distribute, random
 from tf_mcvae.checks import plain_errors
-from tf_mcvae.distribute import replicas
 from tf_mcvae.files import replacing
 from tf_mcvae.models import MonteCarloVAE
 from tf_mcvae.models.inputs import check_not_empty
@@ -115,7 +114,7 @@ def score_in_parts(score: ScoreFn, rows: Any, first: int) -> tuple[Array, Array]
         Columns `[R, n]` and sums `[T]`.
     """
     size = len(tf.nest.flatten(rows)[0])
-    count = 1 if tf.distribute.has_strategy() else min(cores.num_parts(), size)
+    count = 1 if distribute.is_distributed() else min(cores.num_parts(), size)
     if count == 1:
         return score(rows, first)
 
@@ -131,7 +130,7 @@ def score_in_parts(score: ScoreFn, rows: Any, first: int) -> tuple[Array, Array]
 
 def _own_chunks(model: MonteCarloVAE, data: Any, size: int) -> Iterator[tuple[int, tf.Tensor]]:
     """Yields the chunks of this worker, each with the number of its first example."""
-    first, count, index = 0, replicas.num_workers(), replicas.worker_index()
+    first, count, index = 0, distribute.num_workers(), distribute.worker_index()
     if hasattr(data, "shape"):
         size = even_size(len(data), size)
     for number, x in enumerate(batches(model, data, size)):
@@ -142,7 +141,7 @@ def _own_chunks(model: MonteCarloVAE, data: Any, size: int) -> Iterator[tuple[in
 
 def even_size(num_examples: int, size: int) -> int:
     """Returns a chunk size of at most `size` that gives all workers about the same number."""
-    count = replicas.num_workers()
+    count = distribute.num_workers()
     turns = max(1, -(-num_examples // (size * count)))
     return size if count == 1 else max(1, -(-num_examples // (turns * count)))
 
@@ -155,7 +154,7 @@ def of_all_workers(rows: list[int], columns: Array, sums: Array) -> tuple[Array,
         columns: Their results, `[R, n]`.
         sums: Sums `[T]` over them.
     """
-    if replicas.num_workers() == 1:
+    if distribute.num_workers() == 1:
         return columns, sums
     table = _gather(np.concatenate([[rows], columns]).T)
     table = table[np.argsort(table[:, 0])]
@@ -164,11 +163,11 @@ def of_all_workers(rows: list[int], columns: Array, sums: Array) -> tuple[Array,
 
 def _gather(table: Array) -> Array:
     """Gathers rows from all workers; the table of a worker without rows has no width."""
-    width = int(np.max(replicas.gather(np.array([[table.shape[1]]]))))
+    width = int(np.max(distribute.gather(np.array([[table.shape[1]]]))))
     if width == 0:
         return table
     missing = ((0, 0), (0, width - table.shape[1]))
-    return replicas.gather(np.pad(table, missing))
+    return distribute.gather(np.pad(table, missing))
 
 
 class Progress:
@@ -279,7 +278,7 @@ def start_progress(
 
     Each of several workers has a file of its own, and none shows a bar.
     """
-    count, index = replicas.num_workers(), replicas.worker_index()
+    count, index = distribute.num_workers(), distribute.worker_index()
     if count > 1:
         settings, verbose = {**settings, "worker": [index, count]}, 0
     if count > 1 and checkpoint is not None:

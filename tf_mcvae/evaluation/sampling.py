@@ -25,7 +25,7 @@ from tf_mcvae.evaluation.results import (
     to_plain,
 )
 from tf_mcvae.models import MonteCarloVAE
-from tf_mcvae.objectives.bounds import gaussian_kl_elements
+from tf_mcvae.models.batch import Batch
 from tf_mcvae.performance.fusion import fusing_graph
 
 # Number of draws of an example in a block. The random numbers depend on it, so it is not a setting.
@@ -155,10 +155,7 @@ def _block_of_weights(
     model: MonteCarloVAE, images: tf.TensorSpec, size: int
 ) -> Callable[..., tf.Tensor]:
     def draw(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        posterior = model.posterior(x)
-        path = model.path(x, posterior)
-        state = model.draw_posterior(posterior, size, seed)
-        return path.target_log_prob_fn(state) - path.base_log_prob_fn(state)
+        return model.weigh_encoder(Batch(x), seed, size)
 
     return fusing_graph(draw, [images, SEED_SPEC])
 
@@ -211,8 +208,8 @@ def latent_statistics(model: MonteCarloVAE, data: Any, chunk_size: int = 1000) -
 
     @tf.function(reduce_retracing=True, autograph=False)
     def encode(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        normal = model.posterior(x).distribution
-        return normal.loc, gaussian_kl_elements(normal.loc, normal.scale)
+        normal = model.posterior(Batch(x)).distribution
+        return normal.loc, model.prior.kl_divergence(normal.loc, normal.scale)
 
     parts = [[np.asarray(part) for part in encode(x)] for x in batches(model, data, chunk_size)]
     locs, divergences = (

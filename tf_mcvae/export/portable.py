@@ -13,7 +13,7 @@ from tf_mcvae.export.arguments import cannot_be_written, check_path
 from tf_mcvae.export.graphs import check_portable
 from tf_mcvae.export.rows import Outputs
 from tf_mcvae.files import replacing
-from tf_mcvae.models import FlowVAE, MonteCarloVAE
+from tf_mcvae.models import MonteCarloVAE
 
 SIGNATURES = ("encode", "decode", "reconstruct")
 ONLY_SERVED = (
@@ -62,7 +62,7 @@ def traced(model: MonteCarloVAE, signatures: Sequence[str]) -> dict[str, Any]:
     def reconstruct(x: tf.Tensor, noise: tf.Tensor) -> Outputs:
         loc, scale = model.encode(x)
         z = loc + scale * noise
-        return decode(model.flow.forward(z)[0] if isinstance(model, FlowVAE) else z)
+        return decode(model.to_latents(z))
 
     named = {"encode": (encode, x), "decode": (decode, z), "reconstruct": (reconstruct, x, noise)}
     functions = {}

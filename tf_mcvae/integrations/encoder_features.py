@@ -6,9 +6,9 @@ from typing import Any, Self
 import keras
 import tensorflow as tf
 
-from tf_mcvae import random
+from tf_mcvae import distribute, random
 from tf_mcvae.models import MonteCarloVAE, load_model
-from tf_mcvae.models.base import latent_dim_of, loc_and_scale
+from tf_mcvae.models.posterior import latent_dim_of, loc_and_scale
 
 _OUTPUTS = ("loc", "loc_and_scale", "sample")
 
@@ -122,8 +122,7 @@ class EncoderFeatures(keras.layers.Layer):
     def _next_seed(self) -> tf.Tensor:
         seed = random.fold_in(random.as_seed(self.seed), tf.convert_to_tensor(self.num_calls))
         self.num_calls.assign_add(1)
-        replica = tf.distribute.get_replica_context()
-        return seed if replica is None else random.fold_in(seed, replica.replica_id_in_sync_group)
+        return random.fold_in(seed, distribute.replica_index())
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, the encoder serialised without its weights."""

@@ -33,7 +33,7 @@ class Place(NamedTuple):
     endpoints: Endpoints
     inverse_temperature: tf.Tensor | float
     step_size: tf.Tensor
-    index: tf.Tensor | int
+    index: tf.Tensor
     features: Any
 
     @property

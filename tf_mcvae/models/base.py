@@ -5,9 +5,8 @@ from typing import Any, Literal, Self
 import keras
 import tensorflow as tf
 
-from tf_mcvae import random
+from tf_mcvae import distribute, random
 from tf_mcvae.checks import ExplicitArguments, check_positive_integer, check_seeds
-from tf_mcvae.distribute import replicas
 from tf_mcvae.kernels import AnnealedPath
 from tf_mcvae.layers import likelihoods
 from tf_mcvae.layers.likelihoods import Likelihood
@@ -94,7 +93,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         if event_shape is None:  # A generator, whose batches are not seen before they are read.
             self.require_built()
         elif not self.built:
-            with replicas.scope_of(self):
+            with distribute.scope_of(self):
                 self.build((None, *event_shape))
         return checked
 
@@ -105,7 +104,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         self.latent_dim = latent_dim_of(self.encoder, input_shape)
         output = self.decoder(keras.KerasTensor((None, self.latent_dim), dtype="float32"))
         width = self.likelihood.parameters_per_channel
-        expected = (*input_shape[1:-1], input_shape[-1] * width)
+        expected = (*input_shape[1:-1], (input_shape[-1] or 0) * width)
         if tuple(output.shape[1:]) != expected:
             raise ValueError(
                 f"The decoder must return the {type(self.likelihood).__name__} likelihood's "
@@ -167,18 +166,21 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         log_joint = (generative or self.generative).bind(batch, training)
         return AnnealedPath(posterior.log_prob, self.state_density(log_joint))
 
+    def weigh_encoder(
+        self, batch: Batch, seed: random.Seed, num_samples: int, training: bool = False
+    ) -> tf.Tensor:
+        """Returns `log p(x, z) - log q(z|x)` in nats, `[S, B]`, for `z ~ q(z|x)`."""
+        posterior = self.posterior(batch, training)
+        state = self.draw_posterior(posterior, num_samples, seed)
+        path = self.path(batch, posterior, training=training)
+        return path.target_log_prob_fn(state) - path.base_log_prob_fn(state)
+
     def weigh(
         self, batch: Batch, seed: random.Seed, num_samples: int, training: bool = False
     ) -> tf.Tensor:
-        """Returns log weights `[S, B]` with `E[exp(log_weights)] = p(x)`, in nats.
-
-        Here `log p(x, z) - log q(z|x)` for `z ~ q(z|x)`.
-        """
-        posterior = self.posterior(batch, training)
+        """Returns log weights `[S, B]` with `E[exp(log_weights)] = p(x)`, in nats."""
         # The first of two seeds, as in annealed models: their first states are the same draws.
-        state = self.draw_posterior(posterior, num_samples, random.split(seed)[0])
-        path = self.path(batch, posterior, training=training)
-        return path.target_log_prob_fn(state) - path.base_log_prob_fn(state)
+        return self.weigh_encoder(batch, random.split(seed)[0], num_samples, training)
 
     # What users call.
 

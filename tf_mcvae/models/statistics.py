@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_mcvae.distribute.replicas import all_sum, is_distributed, pooled_mean
+from tf_mcvae.distribute import all_sum, is_distributed, pooled_mean
 from tf_mcvae.kernels import TransitionResults
 
 

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_mcvae import random
+from tf_mcvae import distribute, random
 from tf_mcvae.checks import plain_errors
-from tf_mcvae.distribute import replicas
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.inputs import check_not_empty
 from tf_mcvae.models.updates import Updates
@@ -68,7 +67,7 @@ class TrainedModel(keras.Model):
 
     def __init__(self, *, name: str | None, trainable: bool, dtype: Any) -> None:
         super().__init__(name=name, trainable=trainable, dtype=dtype)
-        self.is_distributed = replicas.is_distributed()
+        self.is_distributed = distribute.is_distributed()
         # Training steps, and the batches of one evaluation: random numbers depend on these counts
         # and on the seed alone.
         self.step = self.add_counter("step")
@@ -107,7 +106,7 @@ class TrainedModel(keras.Model):
         """Notes the shape of an example, and makes the metrics."""
         names = ("loss", "bound", *self.metric_names())
         self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
-        self.event_shape = tuple(input_shape[1:])
+        self.event_shape = tuple(int(size) for size in input_shape[1:] if size is not None)
         self.built = True
 
     def require_built(self) -> None:
@@ -152,10 +151,10 @@ class TrainedModel(keras.Model):
             )
         self.jit_requested = kwargs.get("jit_compile", "auto")
         kwargs["jit_compile"] = jit_for_keras(self.jit_requested, self.is_distributed)
-        with replicas.scope_of(self):
+        with distribute.scope_of(self):
             super().compile(optimizer, **kwargs)
         self.skip_gradient_norm = skip_gradient_norm
-        replicas.check_compile(self)
+        distribute.check_compile(self)
 
     def get_compile_config(self) -> Any:
         """Returns the arguments of `compile`."""
@@ -167,7 +166,7 @@ class TrainedModel(keras.Model):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as before saving."""
-        with replicas.scope_of(self):
+        with distribute.scope_of(self):
             self.compile(**keras.saving.deserialize_keras_object(config))
             if self.built:
                 self.optimizer.build(self.trainable_variables)
@@ -178,7 +177,7 @@ class TrainedModel(keras.Model):
         A step that made them would be traced a second time without, for as long again.
         """
         if not self.optimizer.built:
-            with replicas.scope_of(self):
+            with distribute.scope_of(self):
                 self.optimizer.build(self.trainable_variables)
         return super().make_train_function(force)
 
@@ -261,7 +260,7 @@ class TrainedModel(keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         """Takes one optimizer step on a batch of `x`, `(x, y)` or `(x, y, sample_weight)`."""
         batch = Batch.of(data)
-        share = replicas.share_of_batch(tf.shape(batch.x)[0])
+        share = distribute.share_of_batch(tf.shape(batch.x)[0])
         seed = self.step_seed(TRAIN_STREAM, self.step)
 
         def differentiate(part: Batch, first: tf.Tensor) -> tuple[Estimate, list[Any]]:
@@ -271,16 +270,16 @@ class TrainedModel(keras.Model):
         parts = self.execution_plan(training=True).run(differentiate, batch)
         estimate = _joined([estimate for estimate, _ in parts])
         gradients = _added([gradients for _, gradients in parts])
-        self._updates.apply(replicas.sum_gradients(gradients))
+        self._updates.apply(distribute.sum_gradients(gradients))
         self.adapt(estimate.adaptation)
         self.step.assign_add(1)
         shown = {**self._track(estimate, batch.weight), **self._updates.results()}
-        return replicas.step_logs(shown)
+        return distribute.step_logs(shown)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluates a batch. Nothing is learned or adapted, and the same call draws the same."""
         batch = Batch.of(data)
-        share = replicas.share_of_batch(tf.shape(batch.x)[0])
+        share = distribute.share_of_batch(tf.shape(batch.x)[0])
         seed = self.step_seed(TEST_STREAM, self.test_step_counter)
 
         def evaluate(part: Batch, first: tf.Tensor) -> Estimate:
@@ -289,7 +288,7 @@ class TrainedModel(keras.Model):
 
         estimate = _joined(self.execution_plan(training=False).run(evaluate, batch))
         self.test_step_counter.assign_add(1)
-        return replicas.step_logs(self._track(estimate, batch.weight))
+        return distribute.step_logs(self._track(estimate, batch.weight))
 
     def predict_step(self, data: Any) -> tf.Tensor:
         """Returns reconstructions of a batch."""
@@ -332,7 +331,7 @@ class TrainedModel(keras.Model):
         batches.
         """
         examples = {"loss": estimate.loss, "bound": estimate.bound}
-        examples, weight = replicas.tracked(examples, weight)
+        examples, weight = distribute.tracked(examples, weight)
         for name, values in examples.items():
             self._trackers[name].update_state(values, sample_weight=weight)
         for name, value in estimate.metrics.items():
@@ -361,12 +360,12 @@ class TrainedModel(keras.Model):
 
 
 def _joined(parts: Sequence[Estimate]) -> Estimate:
-    """Returns the estimate of a batch from those of its parts, its metrics of all replicas."""
+    """Returns the estimate of a batch from those of its parts, its metrics of all distribute."""
     sizes = [tf.cast(tf.size(part.loss), tf.float32) for part in parts]
     return Estimate(
         tf.concat([part.loss for part in parts], axis=0),
         tf.concat([part.bound for part in parts], axis=0),
-        replicas.pooled_mean([dict(part.metrics) for part in parts], sizes),
+        distribute.pooled_mean([dict(part.metrics) for part in parts], sizes),
         tuple(part.adaptation for part in parts),
     )
 

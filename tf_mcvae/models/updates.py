@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_mcvae.distribute import replicas
+from tf_mcvae import distribute
 
 
 class Updates:
@@ -34,7 +34,7 @@ class Updates:
         """Returns what has been counted, by name."""
         results = {metric.name: metric.result() for metric in self.metrics}
         counts = {self._clipped.name, self._skipped.name} & results.keys()
-        return {**results, **{name: replicas.total_of(results[name]) for name in counts}}
+        return {**results, **{name: distribute.total_of(results[name]) for name in counts}}
 
     def apply(self, gradients: list[tf.Tensor | None]) -> None:
         """Applies the gradients of the whole batch, unless their norm is too large."""
@@ -46,14 +46,14 @@ class Updates:
         self._norm.update_state(norm)
         clip_norm, skip_norm = self._clip_norm(), self._model.skip_gradient_norm
         if clip_norm is not None:
-            self._clipped.update_state(replicas.count_of(norm > clip_norm))
+            self._clipped.update_state(distribute.count_of(norm > clip_norm))
         if skip_norm is None:
-            replicas.apply_gradients(optimizer, gradients, variables)
+            distribute.apply_gradients(optimizer, gradients, variables)
             return
         is_small = norm < skip_norm  # False for NaN too.
-        self._skipped.update_state(replicas.count_of(tf.logical_not(is_small)))
-        replicas.apply_gradients_if(is_small, optimizer, gradients, variables)
+        self._skipped.update_state(distribute.count_of(tf.logical_not(is_small)))
+        distribute.apply_gradients_if(is_small, optimizer, gradients, variables)
 
     def _clip_norm(self) -> float | None:
         """Returns the norm to which the optimizer clips, if it does."""
-        return getattr(replicas.inner_optimizer(self._model.optimizer), "global_clipnorm", None)
+        return getattr(distribute.inner_optimizer(self._model.optimizer), "global_clipnorm", None)
