@@ -273,7 +273,7 @@ def resumed(trained, request):
     cases = CASES if request.config.getoption("--runslow") else RESUMED
     saved = [trained(case)[2].path for case in cases]
     folder = saved[0].parent
-    paths = [str(pathlib.Path(__file__).parents[i]) for i in (1, 2)]
+    paths = [str(pathlib.Path(__file__).parents[i]) for i in (0, 1, 2)]
     subprocess.run(
         [sys.executable, "-c", f"import test_models; test_models.resume({str(folder)!r})"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -353,11 +353,12 @@ ROWS = np.arange(6, dtype=np.int32).reshape(3, 2)
 def test_a_row_depends_on_its_own_seed_only(case, trained):
     model, x = trained(case)[0], data(case)[:3]
     for method in (model.log_weights, model.posterior_sample):
-        together = method(x, seed=ROWS)
-        alone = method(x[1:2], seed=ROWS[1:2])
+        together = method(x, seed=random.per_row(ROWS))
+        alone = method(x[1:2], seed=random.per_row(ROWS[1:2]))
         np.testing.assert_allclose(alone[:, 0], together[:, 1], rtol=1e-4, atol=1e-5)
-        assert not np.allclose(method(x[1:2], seed=ROWS[:1]), alone)
-    together, alone = model.sample(3, seed=ROWS), model.sample(1, seed=ROWS[1:2])
+        assert not np.allclose(method(x[1:2], seed=random.per_row(ROWS[:1])), alone)
+    together = model.sample(3, seed=random.per_row(ROWS))
+    alone = model.sample(1, seed=random.per_row(ROWS[1:2]))
     np.testing.assert_allclose(alone[0], together[1], rtol=1e-4, atol=1e-5)
 
 
@@ -963,8 +964,16 @@ BAD_CALLS = {
     "0 weights": (lambda: make().log_weights(X, num_samples=0), ValueError, "num_samples"),
     "0 posterior samples": (lambda: make().posterior_sample(X, 0), ValueError, "num_samples"),
     "float seed": (lambda: make().bound(X, seed=0.5), TypeError, "`seed`"),
-    "too few seeds": (lambda: make().bound(X, seed=ROWS), ValueError, "each of the 16 rows"),
-    "too many seeds": (lambda: make().sample(2, seed=ROWS), ValueError, "each of the 2 rows"),
+    "too few seeds": (
+        lambda: make().bound(X, seed=random.per_row(ROWS)),
+        ValueError,
+        "each of the 16 rows",
+    ),
+    "too many seeds": (
+        lambda: make().sample(2, seed=random.per_row(ROWS)),
+        ValueError,
+        "each of the 2 rows",
+    ),
     "no seed in a graph": (
         lambda: tf.function(make().bound, autograph=False)(X),
         ValueError,

@@ -104,8 +104,9 @@ class TrainedModel(keras.Model):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Notes the shape of an example, and makes the metrics."""
-        names = ("loss", "bound", *self.metric_names())
-        self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
+        if not self._trackers:
+            names = ("loss", "bound", *self.metric_names())
+            self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
         self.event_shape = tuple(int(size) for size in input_shape[1:] if size is not None)
         self.built = True
 
