@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, Unpack
 
-from tf_mcvae_commands.options import Choice, Integer, Number, option
+from tf_mcvae_commands.options import choice, integer, number, option
 
 AIS = "annealed importance sampling"
 
@@ -51,24 +51,24 @@ class AISSettings:
         300
     """
 
-    num_chains: int = option(16, AIS, Integer(1), "chains of each image", "chains")
+    num_chains: int = option(16, AIS, integer(1), "chains of each image", "chains")
     num_temperatures: int = option(
-        1000, AIS, Integer(2), "inverse temperatures, one more than transitions", "temperatures"
+        1000, AIS, integer(2), "inverse temperatures, one more than transitions", "temperatures"
     )
     num_leapfrog_steps: int = option(
-        10, AIS, Integer(1), "leapfrog steps of each transition", "leapfrogs"
+        10, AIS, integer(1), "leapfrog steps of each transition", "leapfrogs"
     )
     schedule: Literal["sigmoid", "linear"] = option(
-        "sigmoid", AIS, Choice("sigmoid", "linear"), "inverse temperatures: sigmoid or linear"
+        "sigmoid", AIS, choice("sigmoid", "linear"), "inverse temperatures: sigmoid or linear"
     )
     step_size: float | None = option(
-        None, AIS, Number(positive=True), "one step size for all transitions, which is not tuned"
+        None, AIS, number(positive=True), "one step size for all transitions, which is not tuned"
     )
     target_acceptance: float = option(
-        0.65, AIS, Number(below=1.0, positive=True), "acceptance that step sizes are tuned to"
+        0.65, AIS, number(below=1.0, positive=True), "acceptance that step sizes are tuned to"
     )
     start: Literal["encoder", "prior"] = option(
-        "encoder", AIS, Choice("encoder", "prior"), "where chains start: encoder or prior"
+        "encoder", AIS, choice("encoder", "prior"), "where chains start: encoder or prior"
     )
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from tf_mcvae_commands.ais import AIS, AIS_FIELDS, PRESETS, AISSettings, presets_help
-from tf_mcvae_commands.options import Choice, Integer, cores_option, option, parse_bool
+from tf_mcvae_commands.options import BOOLEAN, choice, cores_option, integer, option
 
 DATA = "data (default: those of the run)"
 ESTIMATES = "estimates"
@@ -26,7 +26,7 @@ class EvaluationConfig:
     binarize: bool | None = option(
         None,
         DATA,
-        parse_bool,
+        BOOLEAN,
         "draw each pixel once with its grey value as probability (default: as the run; of a .keras "
         "file, for a Bernoulli likelihood)",
     )
@@ -34,35 +34,35 @@ class EvaluationConfig:
         None, DATA, str, "folder of prepared TFDS data (default: as in train_keras.py)"
     )
     image_size: int | None = option(
-        None, DATA, Integer(1), "side to which images are resized (default: that of the data)"
+        None, DATA, integer(1), "side to which images are resized (default: that of the data)"
     )
     split: str = option(
-        "test", DATA, Choice("test", "validation", "train"), "test, validation or train"
+        "test", DATA, choice("test", "validation", "train"), "test, validation or train"
     )
     examples: int = option(
         500,
         DATA,
-        Integer(0),
+        integer(0),
         "number of images to evaluate, the first ones, of train in its shuffled order; 0: all",
     )
 
-    elbo_samples: int = option(100, ESTIMATES, Integer(1), "draws of each image for the ELBO")
+    elbo_samples: int = option(100, ESTIMATES, integer(1), "draws of each image for the ELBO")
     iwae_samples: int = option(
-        5000, ESTIMATES, Integer(0), "k of IWAE-k, draws of each image; 0 leaves it out"
+        5000, ESTIMATES, integer(0), "k of IWAE-k, draws of each image; 0 leaves it out"
     )
-    ais: bool = option(True, ESTIMATES, parse_bool, f"estimate by {AIS}")
+    ais: bool = option(True, ESTIMATES, BOOLEAN, f"estimate by {AIS}")
     gap: int = option(
         0,
         ESTIMATES,
-        Integer(0),
+        integer(0),
         "bound the error of AIS from both sides, on this number of images that the model draws "
         "itself; takes as long as AIS of twice as many images, and 50 are usually enough; 0: off",
     )
-    seed: int = option(0, ESTIMATES, Integer(0), "seed of the draws")
+    seed: int = option(0, ESTIMATES, integer(0), "seed of the draws")
     chunk_size: int | None = option(
         None,
         ESTIMATES,
-        Integer(1),
+        integer(1),
         "largest number of draws or chains (images times those of each) in memory at a time; with "
         "smaller chunks, progress is shown and kept by --checkpoint more often (default: 5000 "
         "draws, 1600 chains)",
@@ -72,12 +72,12 @@ class EvaluationConfig:
     strategy: str = option(
         "none",
         ESTIMATES,
-        Choice("none", "multiworker"),
+        choice("none", "multiworker"),
         "none, or multiworker: the processes that TF_CONFIG names share the images; each is given "
         "the same command",
     )
 
-    preset: str = option("standard", AIS, Choice(*PRESETS), presets_help())
+    preset: str = option("standard", AIS, choice(*PRESETS), presets_help())
     annealing: AISSettings = PRESETS["standard"]
 
     json: str | None = option(
@@ -87,7 +87,7 @@ class EvaluationConfig:
         None, OUTPUT, str, "folder that keeps results; the same command continues from there"
     )
     progress: bool | None = option(
-        None, OUTPUT, parse_bool, "show bars with the time left (default: on a terminal)"
+        None, OUTPUT, BOOLEAN, "show bars with the time left (default: on a terminal)"
     )
 
     @classmethod

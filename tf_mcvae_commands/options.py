@@ -10,25 +10,24 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 
+@dataclasses.dataclass(frozen=True)
 class Kind:
-    """The values that a setting may have: reads one from text, and checks one.
+    """The values that a setting may have.
+
+    Called with text, as `argparse` does, it returns the value that the text stands for.
 
     Attributes:
         wanted: The values in words, after "must be".
+        read: Converts text; what it returns, or a ValueError, need not be such a value.
+        accepts: Whether an object is such a value.
     """
 
     wanted: str
-
-    def accepts(self, value: Any) -> bool:
-        """Returns whether `value` is one of them."""
-        raise NotImplementedError
-
-    def read(self, text: str) -> Any:
-        """Returns the value that `text` stands for; raises ValueError if there is none."""
-        raise NotImplementedError
+    read: Callable[[str], Any]
+    accepts: Callable[[Any], bool]
 
     def __call__(self, text: str) -> Any:
-        """Reads a value from the command line, as `argparse` asks for it."""
+        """Returns the value of a text from the command line."""
         with contextlib.suppress(ValueError):
             value = self.read(text)
             if self.accepts(value):
@@ -36,102 +35,58 @@ class Kind:
         raise argparse.ArgumentTypeError(f"must be {self.wanted}. Received: {text!r}")
 
 
-class Integer(Kind):
-    """Integers of at least `minimum`."""
-
-    def __init__(self, minimum: int) -> None:
-        self.minimum = minimum
-        kind = "an integer" if minimum < 1 else "a positive integer"
-        self.wanted = kind if minimum == 1 else f"{kind}, at least {minimum}"
-
-    def accepts(self, value: Any) -> bool:
-        """See the base class; NumPy's integers are accepted, booleans are not."""
-        is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        return is_integer and value >= self.minimum
-
-    def read(self, text: str) -> int:
-        """See the base class."""
-        return int(text)
+def integer(minimum: int) -> Kind:
+    """Returns the integers of at least `minimum`, NumPy's among them, but not booleans."""
+    wanted = "a positive integer" if minimum > 0 else "an integer"
+    wanted += "" if minimum == 1 else f", at least {minimum}"
+    return Kind(wanted, int, lambda value: _is_a(numbers.Integral, value) and value >= minimum)
 
 
-class Number(Kind):
-    """Finite numbers in `[minimum, below)`, or with `positive` in `(minimum, below)`."""
+def number(minimum: float = 0.0, below: float = math.inf, positive: bool = False) -> Kind:
+    """Returns the finite numbers of at least `minimum` (`positive`: above it) and below `below`."""
+    least = f"above {minimum:g}" if positive else f"of at least {minimum:g}"
+    wanted = f"a finite number {least}"
+    if below < math.inf:
+        between = f"between {minimum:g} and {below:g}"
+        wanted = f"a number {between if positive else f'{least} and below {below:g}'}"
 
-    def __init__(
-        self, minimum: float = 0.0, below: float = math.inf, positive: bool = False
-    ) -> None:
-        self.minimum, self.below, self.positive = minimum, below, positive
-        least = f"above {minimum:g}" if positive else f"of at least {minimum:g}"
-        self.wanted = f"a finite number {least}"
-        if below < math.inf:
-            between = f"a number between {minimum:g} and {below:g}"
-            self.wanted = between if positive else f"a number {least} and below {below:g}"
+    def accepts(value: Any) -> bool:
+        is_inside = _is_a(numbers.Real, value) and minimum <= value < below
+        return is_inside and not (positive and value == minimum)
 
-    def accepts(self, value: Any) -> bool:
-        """See the base class."""
-        if not isinstance(value, numbers.Real) or isinstance(value, bool):
-            return False
-        value = float(value)
-        return self.minimum <= value < self.below and not (self.positive and value == self.minimum)
-
-    def read(self, text: str) -> float:
-        """See the base class."""
-        return float(text)
+    return Kind(wanted, float, accepts)
 
 
-class Choice(Kind):
-    """One of some names; in text, case, hyphens and underscores do not matter.
-
-    Args:
-        *names: The values.
-        **aliases: Further words for them on the command line.
-    """
-
-    def __init__(self, *names: str, **aliases: str) -> None:
-        self.names = names
-        self._read = {_plain(name): name for name in names}
-        self._read |= {_plain(alias): name for alias, name in aliases.items()}
-        *others, last = map(repr, [*names, *aliases])
-        self.wanted = f"{', '.join(others)} or {last}"
-
-    def accepts(self, value: Any) -> bool:
-        """See the base class."""
-        return value in self.names
-
-    def read(self, text: str) -> str | None:
-        """See the base class."""
-        return self._read.get(_plain(text))
+def _is_a(kind: type[Any], value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _plain(text: str) -> str:
-    return text.lower().replace("-", "").replace("_", "")
+def choice(*names: str, **aliases: str) -> Kind:
+    """Returns `names`; in text, also `aliases`, whatever the case, hyphens and underscores."""
+
+    def plain(text: str) -> str:
+        return text.lower().replace("-", "").replace("_", "")
+
+    known = {plain(name): name for name in names} | {plain(a): name for a, name in aliases.items()}
+    *others, last = map(repr, [*names, *aliases])
+    wanted = f"{', '.join(others)} or {last}"
+    return Kind(wanted, lambda text: known.get(plain(text)), lambda value: value in names)
 
 
-def parse_bool(text: str) -> bool:
-    """Reads True/False, yes/no, t/f, y/n, 1/0 in any case."""
-    value = text.lower()
-    if value in ("true", "yes", "t", "y", "1"):
-        return True
-    if value in ("false", "no", "f", "n", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"must be True or False. Received: {text!r}")
+_BOOLEANS = dict.fromkeys(("true", "yes", "t", "y", "1"), True)
+_BOOLEANS |= dict.fromkeys(("false", "no", "f", "n", "0"), False)
+BOOLEAN = Kind(
+    "True or False",
+    lambda text: _BOOLEANS.get(text.lower()),
+    lambda value: isinstance(value, bool),
+)
 
-
-def parse_limit(text: str) -> int | float:
-    """Reads a limit of batches: an integer is a count, a number with a point a fraction in (0, 1].
-
-    So `"1"` is one batch, and `"1.0"` is all of them.
-    """
-    try:
-        value: int | float = float(text) if "." in text or "e" in text.lower() else int(text)
-    except ValueError:
-        value = 0
-    if not (0.0 < value <= 1.0 if isinstance(value, float) else value >= 1):
-        raise argparse.ArgumentTypeError(
-            "must be a fraction such as 0.1 or 1.0 (all), or a count of batches such as 20. "
-            f"Received: {text!r}"
-        )
-    return value
+# A limit of batches: a number with a point is a fraction, one without is a count.
+LIMIT = Kind(
+    "a fraction such as 0.1 or 1.0 (all), or a count of batches such as 20",
+    lambda text: float(text) if "." in text or "e" in text.lower() else int(text),
+    lambda value: 0.0 < value <= 1.0 if isinstance(value, float) else value >= 1,
+)
 
 
 def schedule_call(text: str) -> tuple[str, dict[str, Any]]:
@@ -200,7 +155,7 @@ def cores_option(group: str) -> Any:
     return option(
         None,
         group,
-        Integer(1),
+        integer(1),
         "cores that share each batch, without a GPU and --strategy; 1: TensorFlow divides each "
         "operation among all instead (default: all, 16 at most)",
         may_vary="machine",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from tf_mcvae_commands.cluster import LostWorkerError
-from tf_mcvae_commands.options import parse_bool
+from tf_mcvae_commands.options import BOOLEAN
 
 
 class Parser(argparse.ArgumentParser):
@@ -99,7 +99,7 @@ def _add_setting(group: Any, field: "dataclasses.Field[Any]", default: str | Non
     text, shown = setting["help"], default or field.default
     if shown is not None and "default" not in text:
         text += f" (default: {shown})"
-    is_switch = setting["kind"] is parse_bool
+    is_switch = setting["kind"] is BOOLEAN
     extra: dict[str, Any] = {"nargs": "?", "const": True} if is_switch else {}
     metavar = "True|False" if is_switch else "VALUE"
     group.add_argument(

@@ -1,18 +1,19 @@
 """The settings of a training run, which are the flags of the training command."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any, Self
 
 from tf_mcvae_commands.ais import AIS_FIELDS, PRESETS, AISSettings
 from tf_mcvae_commands.options import (
-    Choice,
-    Integer,
-    Number,
+    BOOLEAN,
+    LIMIT,
+    choice,
     cores_option,
+    integer,
+    number,
     option,
-    parse_bool,
-    parse_limit,
     parse_lr_schedule,
 )
 
@@ -33,6 +34,10 @@ GROUP_MODELS = {
     A_MCVAE: ("A-MCVAE",),
     FLOW: ("FlowVAE",),
 }
+
+
+_machine_option = functools.partial(option, may_vary="machine")
+_resume_option = functools.partial(option, may_vary="resume")
 
 
 def _ais_option(name: str, *names: str) -> Any:
@@ -60,52 +65,48 @@ class RunConfig:
         "digits, mnist, fashionmnist, binarized_mnist, omniglot, cifar or celeba; or a .npy or "
         ".npz file, or a folder of images or TFRecords",
     )
-    data_dir: str | None = option(
-        None,
-        DATA,
-        str,
-        "folder of prepared TFDS data (default: TFDS_DATA_DIR, or TFDS's own)",
-        may_vary="machine",
+    data_dir: str | None = _machine_option(
+        None, DATA, str, "folder of prepared TFDS data (default: TFDS_DATA_DIR, or TFDS's own)"
     )
     image_size: int | None = option(
-        None, DATA, Integer(1), "side to which images are resized (default: that of the data set)"
+        None, DATA, integer(1), "side to which images are resized (default: that of the data set)"
     )
     binarize: bool | None = option(
         None,
         DATA,
-        parse_bool,
+        BOOLEAN,
         "draw each pixel anew at every read with its grey value as probability "
         "(default: for a Bernoulli likelihood)",
     )
-    batch_size: int = option(50, DATA, Integer(1), "examples in a training batch")
+    batch_size: int = option(50, DATA, integer(1), "examples in a training batch")
     validation_batch_size: int = option(
-        50, DATA, Integer(1), "examples in a batch of validation and scoring", "val_batch_size"
+        50, DATA, integer(1), "examples in a batch of validation and scoring", "val_batch_size"
     )
     limit_train_batches: int | float = option(
         1.0,
         DATA,
-        parse_limit,
+        LIMIT,
         "batches of an epoch: with a point a fraction in (0, 1], without one a count "
         "(so 1.0 is all, and 1 is one)",
     )
     limit_validation_batches: int | float = option(
-        1.0, DATA, parse_limit, "the same for validation", "limit_val_batches"
+        1.0, DATA, LIMIT, "the same for validation", "limit_val_batches"
     )
 
     model: str = option(
         "L-MCVAE",
         MODEL,
-        Choice("VAE", "IWAE", "L-MCVAE", "A-MCVAE", "FlowVAE", VAE_with_flows="FlowVAE"),
+        choice("VAE", "IWAE", "L-MCVAE", "A-MCVAE", "FlowVAE", VAE_with_flows="FlowVAE"),
         "VAE, IWAE, L-MCVAE, A-MCVAE or FlowVAE (VAE_with_flows)",
     )
-    latent_dim: int = option(16, MODEL, Integer(1), "latent dimension D", "hidden_dim")
+    latent_dim: int = option(16, MODEL, integer(1), "latent dimension D", "hidden_dim")
     num_samples: int | None = option(
-        None, MODEL, Integer(1), "importance samples or chains S (default: 1; IWAE 10, A-MCVAE 5)"
+        None, MODEL, integer(1), "importance samples or chains S (default: 1; IWAE 10, A-MCVAE 5)"
     )
     architecture: str | None = option(
         None,
         MODEL,
-        Choice("conv", "dense", fc="dense"),
+        choice("conv", "dense", fc="dense"),
         "conv or dense (fc) networks (default: dense for images of less than 16 pixels)",
         "net_type",
     )
@@ -119,57 +120,57 @@ class RunConfig:
     likelihood: str | None = option(
         None,
         MODEL,
-        Choice("bernoulli", "gaussian"),
+        choice("bernoulli", "gaussian"),
         "bernoulli or gaussian (default: by data set)",
         "specific_likelihood",
     )
     sigma: float = option(
-        1.0, MODEL, Number(positive=True), "standard deviation of the gaussian likelihood"
+        1.0, MODEL, number(positive=True), "standard deviation of the gaussian likelihood"
     )
 
-    num_transitions: int = option(5, TRANSITIONS, Integer(1), "number of transitions K", "K")
-    step_size: float = option(0.01, TRANSITIONS, Number(), "first step size of every transition")
+    num_transitions: int = option(5, TRANSITIONS, integer(1), "number of transitions K", "K")
+    step_size: float = option(0.01, TRANSITIONS, number(), "first step size of every transition")
     learnable_transitions: bool = option(
-        False, TRANSITIONS, parse_bool, "train the step sizes with the networks"
+        False, TRANSITIONS, BOOLEAN, "train the step sizes with the networks"
     )
     variance_sensitive_step: bool = option(
         False,
         TRANSITIONS,
-        parse_bool,
+        BOOLEAN,
         "adapt a step size per dimension to the scores' spread (default: step sizes follow the "
         "acceptance, unless they are trained)",
     )
     target_acceptance: float = option(
         0.9,
         TRANSITIONS,
-        Number(0.0, 1.0, positive=True),
+        number(0.0, 1.0, positive=True),
         "acceptance rate that step sizes are adapted to",
         "acceptance_rate_target",
     )
     schedule: str = option(
         "linear",
         TRANSITIONS,
-        Choice("linear", "sigmoidal", "all_learnable"),
+        choice("linear", "sigmoidal", "all_learnable"),
         "inverse temperatures: linear, sigmoidal or all_learnable",
         "annealing_scheme",
     )
     cloned_decoder: bool = option(
         False,
         TRANSITIONS,
-        parse_bool,
+        BOOLEAN,
         "run the transitions on a separately trained copy of the decoder",
         "use_cloned_decoder",
     )
     recompute: bool = option(
         False,
         TRANSITIONS,
-        parse_bool,
+        BOOLEAN,
         "compute the decoder's activations again in the backward pass: less memory, longer steps",
     )
     skip_threshold: float = option(
         0.0,
         L_MCVAE,
-        Number(0.0, 1.0),
+        number(0.0, 1.0),
         "undo transitions of at most this Metropolis-Hastings probability (above 0 the bound is "
         "biased)",
         "ula_skip_threshold",
@@ -177,7 +178,7 @@ class RunConfig:
     learned_drift: bool = option(
         False,
         L_MCVAE,
-        parse_bool,
+        BOOLEAN,
         "follow a learned drift in place of the score",
         "use_score_matching",
         "use_transforms",
@@ -185,34 +186,34 @@ class RunConfig:
     learned_reverse: bool = option(
         False,
         L_MCVAE,
-        parse_bool,
+        BOOLEAN,
         "weigh transitions by a learned reverse kernel",
         "use_reverse_kernel",
     )
     barker: bool = option(
         False,
         A_MCVAE,
-        parse_bool,
+        BOOLEAN,
         "accept by Barker's rule instead of Metropolis-Hastings",
         "use_barker",
     )
     alpha_annealing: bool = option(
         False,
         A_MCVAE,
-        parse_bool,
+        BOOLEAN,
         "raise the weight of the score-function term to 1 over ten epochs",
         "use_alpha_annealing",
     )
-    num_flows: int = option(1, FLOW, Integer(1), "number of flow layers")
+    num_flows: int = option(1, FLOW, integer(1), "number of flow layers")
     flow_type: str = option(
-        "realnvp", FLOW, Choice("realnvp", "iaf", "bnaf"), "realnvp, iaf or bnaf"
+        "realnvp", FLOW, choice("realnvp", "iaf", "bnaf"), "realnvp, iaf or bnaf"
     )
 
-    epochs: int = option(150, TRAINING, Integer(1), "number of epochs", "max_epochs")
+    epochs: int = option(150, TRAINING, integer(1), "number of epochs", "max_epochs")
     learning_rate: float | None = option(
         None,
         TRAINING,
-        Number(positive=True),
+        number(positive=True),
         "learning rate of Adam (default: 0.001; 0.003 for images of less than 16 pixels)",
     )
     lr_schedule: str | None = option(
@@ -228,59 +229,52 @@ class RunConfig:
     gradient_clip: float = option(
         0.0,
         TRAINING,
-        Number(),
+        number(),
         "clip the global norm of the gradient to this; 0: off",
         "grad_clip_val",
     )
     gradient_skip: float = option(
         0.0,
         TRAINING,
-        Number(),
+        number(),
         "skip an update where the global norm of the gradient is not below this; 0: off",
         "grad_skip_val",
     )
-    seed: int = option(0, TRAINING, Integer(0), "seed of everything that is random")
+    seed: int = option(0, TRAINING, integer(0), "seed of everything that is random")
     jit: bool | None = option(
         None,
         TRAINING,
-        parse_bool,
+        BOOLEAN,
         "compile training steps with XLA (default: on GPUs; on CPUs for dense networks with "
         "transitions)",
     )
-    gpus: int | None = option(
+    gpus: int | None = _machine_option(
         None,
         TRAINING,
-        Integer(0),
+        integer(0),
         "GPUs that TensorFlow sees, of which it uses the first, or with --strategy all; 0: none "
         "(default: all)",
-        may_vary="machine",
     )
     cores: int | None = cores_option(TRAINING)
-    strategy: str = option(
+    strategy: str = _machine_option(
         "none",
         TRAINING,
-        Choice("none", "mirrored", "multiworker"),
+        choice("none", "mirrored", "multiworker"),
         "none: one device; mirrored: all GPUs of this machine; multiworker: all of the processes "
         "that the environment variable TF_CONFIG names, each of which is given the same flags, "
         "including --name, and continues the run if it is started again; a batch is divided among "
         "the devices",
-        may_vary="machine",
     )
 
-    score: bool = option(
-        True, SCORING, parse_bool, "estimate the log-likelihood", may_vary="resume"
-    )
-    score_examples: int | None = option(
+    score: bool = _resume_option(True, SCORING, BOOLEAN, "estimate the log-likelihood")
+    score_examples: int | None = _resume_option(
         None,
         SCORING,
-        Integer(0),
+        integer(0),
         "number of test examples to score, the first ones; 0: all (default: 25,000 pixels, which "
         "is all of digits and 31 images of 28x28)",
-        may_vary="resume",
     )
-    iwae_samples: int = option(
-        500, SCORING, Integer(1), "k of the IWAE-k estimate", may_vary="resume"
-    )
+    iwae_samples: int = _resume_option(500, SCORING, integer(1), "k of the IWAE-k estimate")
     ais_temperatures: int = _ais_option("num_temperatures")
     ais_chains: int = _ais_option("num_chains")
     ais_leapfrogs: int = _ais_option("num_leapfrog_steps", "n_leapfrogs")
@@ -288,38 +282,25 @@ class RunConfig:
     name: str | None = option(
         None, OUTPUT, str, "name of the run's folder (default: data set, model, date and time)"
     )
-    output_dir: str = option(
-        "saved_models", OUTPUT, str, "folder of the runs' folders", may_vary="machine"
+    output_dir: str = _machine_option("saved_models", OUTPUT, str, "folder of the runs' folders")
+    export: bool = _resume_option(True, OUTPUT, BOOLEAN, "write a SavedModel for TF Serving")
+    export_onnx: bool = _resume_option(
+        False, OUTPUT, BOOLEAN, "write ONNX files too, to onnx/ (needs the extra [onnx])"
     )
-    export: bool = option(
-        True, OUTPUT, parse_bool, "write a SavedModel for TF Serving", may_vary="resume"
+    export_tflite: bool = _resume_option(
+        False, OUTPUT, BOOLEAN, "write a TFLite file too, to model.tflite"
     )
-    export_onnx: bool = option(
-        False,
-        OUTPUT,
-        parse_bool,
-        "write ONNX files too, to onnx/ (needs the extra [onnx])",
-        may_vary="resume",
-    )
-    export_tflite: bool = option(
-        False,
-        OUTPUT,
-        parse_bool,
-        "write a TFLite file too, to model.tflite",
-        may_vary="resume",
-    )
-    logdir: str | None = option(
+    logdir: str | None = _machine_option(
         None,
         OUTPUT,
         str,
         "write curves and images for TensorBoard to a folder of the run's name in this one "
         "(default: none)",
-        may_vary="machine",
     )
     nll_every: int = option(
         10,
         OUTPUT,
-        Integer(0),
+        integer(0),
         "with --logdir, epochs between quick, loose estimates of the negative log-likelihood of "
         "validation images (3 HMC transitions, 10 chains, 100 images); 0: none",
     )

@@ -7,7 +7,7 @@ import pytest
 
 from tf_mcvae.evaluation import PRESETS, AISSettings
 from tf_mcvae_commands import ais, evaluate, train
-from tf_mcvae_commands.options import Choice, Kind
+from tf_mcvae_commands.options import Kind
 from tf_mcvae_commands.training_settings import (
     FREE_ON_RESUME,
     OF_THE_MACHINE,
@@ -59,8 +59,8 @@ def test_overrides_are_the_fields_with_their_types():
         kind, types = field.metadata["kind"], typing.get_type_hints(AISSettings)[field.name]
         assert isinstance(kind, Kind)
         assert field.default is None or kind.accepts(field.default)
-        if isinstance(kind, Choice):
-            assert kind.names == typing.get_args(types)
+        if typing.get_origin(types) is typing.Literal:
+            assert kind.wanted == " or ".join(map(repr, typing.get_args(types)))
 
 
 def test_settings_are_checked_however_they_are_made():

@@ -50,7 +50,7 @@ ESTIMATORS = {
     "bound": (1, estimate_bound),
     "AIS": (3, functools.partial(estimate_log_likelihood, **QUICK)),
 }
-# Where tests/cli/test_evaluate.py interrupts one, and another test here changes the chunks.
+# By default tests/cli/test_evaluate.py interrupts it, and another test here changes the chunks.
 SLOW_AIS = pytest.param("AIS", marks=pytest.mark.slow)
 
 

@@ -23,6 +23,8 @@ from tf_mcvae.evaluation.sampling import (
 from tf_mcvae.models import MonteCarloVAE
 from tf_mcvae_commands.ais import PRESETS, AISSettings
 
+_Estimator = Callable[[], LogLikelihoodEstimate | BidirectionalGap]
+
 _HEADER = (
     "method",
     "log p(x)",
@@ -89,9 +91,7 @@ class Suite:
         gap = results.pop("gap", None)
         return Scores(results, seconds, latents, gap)
 
-    def _estimators(
-        self, model: MonteCarloVAE, data: Any
-    ) -> dict[str, tuple[str, Callable[[], LogLikelihoodEstimate | BidirectionalGap]]]:
+    def _estimators(self, model: MonteCarloVAE, data: Any) -> dict[str, tuple[str, _Estimator]]:
         """Returns a line of text and a call for each estimator that is to run."""
         common: dict[str, Any] = {"seed": self.seed}
         if self.chunk_size is not None:
@@ -103,25 +103,24 @@ class Suite:
             return {"checkpoint": path, "verbose": self.verbose, **common}
 
         draws, k, ais = self.elbo_samples, self.iwae_samples, self.annealing
-        chains = ais.summary()
-        every: dict[str, tuple[str, Callable[[], LogLikelihoodEstimate | BidirectionalGap]]] = {
-            "bound": ("bound of training", lambda: estimate_bound(model, data, **common)),
-            "elbo": (
+        gap = f"gap: {ais.summary()}, both ways on {self.gap} simulated images"
+        estimators: list[tuple[str, str, _Estimator]] = [
+            ("bound", "bound", lambda: estimate_bound(model, data, **common)),
+            (
+                "elbo",
                 f"ELBO: {draws} draws",
                 lambda: estimate_elbo(model, data, draws, **kept("elbo")),
             ),
-            "iwae": (f"IWAE: {k} draws", lambda: estimate_iwae(model, data, k, **kept("iwae"))),
-            "ais": (
-                f"AIS: {chains}",
+            ("iwae", f"IWAE: {k} draws", lambda: estimate_iwae(model, data, k, **kept("iwae"))),
+            (
+                "ais",
+                f"AIS: {ais.summary()}",
                 lambda: estimate_log_likelihood(model, data, ais, **kept("ais")),
             ),
-            "gap": (
-                f"gap: {chains}, both ways on {self.gap} simulated images",
-                lambda: bidirectional_gap(model, self.gap, ais, **common),
-            ),
-        }
-        wanted = (*self.estimates, "gap") if self.gap else self.estimates
-        return {key: every[key] for key in every if key in wanted}
+            ("gap", gap, lambda: bidirectional_gap(model, self.gap, ais, **common)),
+        ]
+        wanted = {*self.estimates, *(["gap"] if self.gap else [])}
+        return {key: (text, estimate) for key, text, estimate in estimators if key in wanted}
 
     def _check_backwards(self, model: MonteCarloVAE) -> None:
         """Raises before the long computation if chains cannot start backwards."""
