@@ -364,7 +364,7 @@ def test_memory_stays_below_that_of_the_images(tmp_path):
 @memory.on_linux
 @pytest.mark.slow
 def test_memory_of_half_a_million_files(tmp_path):
-    """Each adds its name: 500,000 take no more than 60 MB more than 20,000 do."""
+    """Each adds its name: 500,000 take no more than 60 MB more than 25,000 do."""
     save(tmp_path / "one.png", np.zeros([64, 64, 3], np.uint8))
     for name, count in (("small", 25_000), ("large", 500_000)):
         for i in range(count):

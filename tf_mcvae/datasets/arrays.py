@@ -70,11 +70,7 @@ Images = Held | Stream
 
 
 def as_pixels(array: NDArray[Any], label: str) -> NDArray[Any]:
-    """Returns images `[N, H, W, C]` of `uint8`, `bool` or `float32`.
-
-    Args:
-        array: Images `[N, H, W]` or `[N, H, W, C]`.
-        label: The array's name in errors.
+    """Returns images `[N, H, W, C]` of `uint8`, `bool` or `float32`; `label` is for errors.
 
     Raises:
         ValueError: If the array does not hold images.

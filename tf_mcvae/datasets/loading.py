@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.datasets.arrays import Images
 from tf_mcvae.datasets.records import SPLITS
-from tf_mcvae.datasets.sources import NAMES, read_source
+from tf_mcvae.datasets.sources import read_source
 from tf_mcvae.datasets.streams import FIXED_SEED, Size
 from tf_mcvae.random import as_seed, fold_in, split, uniform
-
-__all__ = ["NAMES", "Binarize", "Data", "DataSpec", "load", "skip_epochs"]
 
 Binarize = Literal["none", "dynamic", "static"]
 
@@ -222,8 +220,8 @@ def _common_shape(splits: Mapping[str, Images]) -> tuple[int, ...]:
     shapes = {part: images.shape for part, images in splits.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(
-            "All splits must have images of one shape [H, W, C]; give `image_size` to resize them. "
-            f"Received: {shapes}"
+            "All splits must have images of one shape [H, W, C]: give `image_size` for equal H and "
+            f"W; convert images to grey or colour for equal C. Received: {shapes}"
         )
     return shapes["train"]
 

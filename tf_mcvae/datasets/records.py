@@ -6,7 +6,7 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from tf_mcvae.checks import check_positive_integer, require
 from tf_mcvae.datasets.streams import LOOKED_AT, Size, Stream, Window, permuted
+
+Image: TypeAlias = NDArray[np.uint8] | tf.Tensor
 
 SPLITS = ("train", "validation", "test")
 _MARK = ".tfrecord"
@@ -38,18 +40,13 @@ def read_records(folder: pathlib.Path, size: Size) -> dict[str, Stream]:
 
 def tfds_shards(builder: Any) -> dict[str, "Shards"]:
     """Returns the splits of a prepared TFDS data set."""
-    features, splits = builder.info.features, builder.info.splits
-    where = f"{str(builder.data_path)!r}"
+    features, splits, stored = builder.info.features, builder.info.splits, builder.info.file_format
     image = dict(features.items()).get(_KEY)
-    if image is None or image.np_dtype != np.uint8 or len(image.shape) != 3:
+    is_image = image is not None and image.np_dtype == np.uint8 and len(image.shape) == 3
+    if not is_image or stored.value != "tfrecord":
         raise ValueError(
-            f"The data set must have a feature {_KEY!r} of `uint8` pixels [H, W, C]. "
-            f"Received: features {features} in {where}"
-        )
-    if builder.info.file_format.value != "tfrecord":
-        raise ValueError(
-            f"The data set must be stored as TFRecords. Received: {builder.info.file_format} in "
-            f"{where}"
+            f"The data set must be stored as TFRecords and have a feature {_KEY!r} of `uint8` "
+            f"pixels [H, W, C]. Received: {stored} of {features} in {str(builder.data_path)!r}"
         )
     return {
         part: Shards(
@@ -63,7 +60,7 @@ def tfds_shards(builder: Any) -> dict[str, "Shards"]:
 
 
 def write_records(
-    images: Iterable[NDArray[np.uint8] | tf.Tensor],
+    images: Iterable[Image],
     folder: str | os.PathLike[str],
     split: Literal["train", "validation", "test"] = "train",
     num_files: int = 16,
@@ -116,9 +113,7 @@ def write_records(
     return count
 
 
-def _write_round_robin(
-    images: Iterable[NDArray[np.uint8] | tf.Tensor], paths: Sequence[str]
-) -> int:
+def _write_round_robin(images: Iterable[Image], paths: Sequence[str]) -> int:
     count = 0
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(tf.io.TFRecordWriter(path)) for path in paths]

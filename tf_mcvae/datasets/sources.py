@@ -24,6 +24,8 @@ from tf_mcvae.datasets.image_files import Files
 from tf_mcvae.datasets.records import SPLITS, TFDS_INFO, read_records, tfds_shards
 from tf_mcvae.datasets.streams import Size, Stream, resize
 
+DataDir = str | os.PathLike[str] | None
+
 _NPZ_KEYS = (("x", "", ""), SPLITS, ("x_train", "x_validation", "x_test"))
 _DIGITS_TEST = 297
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -56,7 +58,7 @@ NAMES = ("digits", *_TFDS)
 
 
 def read_source(
-    source: Any, size: Size, data_dir: str | os.PathLike[str] | None
+    source: Any, size: Size, data_dir: DataDir
 ) -> tuple[str, str | None, dict[str, Images]]:
     """Returns a name, a likelihood (None: by the channels) and the splits that the source has."""
     if isinstance(source, str):
@@ -147,9 +149,7 @@ def _read_images(folder: pathlib.Path, size: Size) -> dict[str, Stream]:
     return streams
 
 
-def _read_tfds(
-    entry: _Entry, size: Size, data_dir: str | os.PathLike[str] | None
-) -> dict[str, Images]:
+def _read_tfds(entry: _Entry, size: Size, data_dir: DataDir) -> dict[str, Images]:
     tfds = require("tensorflow_datasets", "tfds")
     # TFDS reads this variable only when it is imported.
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
@@ -177,7 +177,7 @@ def _prepare(image: tf.Tensor, entry: _Entry, size: Size) -> tf.Tensor:
     return resize(image, size or entry.image_size)
 
 
-def _download(builder: Any, data_dir: str | os.PathLike[str] | None) -> None:
+def _download(builder: Any, data_dir: DataDir) -> None:
     """Makes TFDS download and prepare a data set; where that fails, the error says what to do."""
     try:
         _check_hosts(builder.url_infos)

@@ -16,9 +16,7 @@ Size = tuple[int, int] | None
 
 _NUMBER, _ITEM = tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.string)
 LOOKED_AT = 16  # Images that are read on loading, to learn their shape.
-
-# With TensorFlow's default of four, neighbours stay side by side in a large permutation.
-_ROUNDS = 24
+_ROUNDS = 24  # With TensorFlow's four, neighbours stay side by side in a large permutation.
 
 
 def permuted(index: tf.Tensor, seed: tf.Tensor, count: int) -> tf.Tensor:
@@ -64,10 +62,7 @@ class Window:
 
 
 class Source(Protocol):
-    """Images that are numbered from 0 and not read yet.
-
-    An item is what an image is read from: the path of a file or a record.
-    """
+    """Images that are numbered from 0 and read from items: paths of files, or records."""
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -75,9 +70,7 @@ class Source(Protocol):
     def items(self, window: Window, seed: tf.Tensor | None) -> tf.data.Dataset:
         """Returns a dataset of the numbers and items of a split.
 
-        Args:
-            window: The split.
-            seed: Seed tensor `[2]` of their order; None for the order that never changes.
+        A seed `[2]` makes their order random; with None it never changes.
         """
 
     def buffer_size(self) -> int:
