@@ -150,6 +150,21 @@ def test_keras_2_is_not_used(module):
     assert not [n for n in used if any(n == f or n.startswith(f"{f}.") for f in forbidden)]
 
 
+def test_only_one_room_asks_about_strategies():
+    """Docstrings may name `tf.distribute`; the code of the other rooms reads as for one device."""
+    room = PACKAGE / "distribute"
+    words = ("tf.distribute", "num_replicas_in_sync", "has_strategy", "get_replica_context")
+    asking = set()
+    for folder in (PACKAGE, PACKAGE.parent / "tf_mcvae_commands"):
+        for path in folder.rglob("*.py"):
+            nodes = ast.walk(ast.parse(path.read_text()))
+            names = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+            if any(word in name for word in words for name in names):
+                asking.add(path)
+    assert room / "replicas.py" in asking
+    assert not [path for path in asking if room not in path.parents]
+
+
 def test_walk_sees_all_imports():
     """A walk that sees nothing would pass the tests above."""
     tree = ast.parse(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
 
@@ -272,3 +273,19 @@ def test_workers_must_agree_on_a_name(monkeypatch, capsys):
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["a:1"]}, "task": task}))
     assert cli.main(["--strategy", "multiworker"]) == 2
     assert "needs --name" in capsys.readouterr().err
+
+
+# What is private to Keras.
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (keras.optimizers.Optimizer, "_clip_gradients"),
+        (keras.Model, "_maybe_symbolic_build"),
+        (keras.Model, "_get_metrics_result_or_logs"),
+    ],
+)
+def test_keras_still_has_what_is_private_to_it(owner, name):
+    """Without it the package would do something else unnoticed, or fail on several replicas."""
+    assert callable(getattr(owner, name))

@@ -1,60 +1,62 @@
-"""Replicas and workers under `tf.distribute`; outside a strategy, the identity.
+"""Replicas and workers under `tf.distribute`: the only room that asks about strategies.
 
-The only room that asks whether a strategy is in force.
+A *replica* is a device with a copy of the weights; a *worker* is a process with one or more of
+them. `MirroredStrategy` has one worker, `MultiWorkerMirroredStrategy` one for each entry of
+TF_CONFIG. Outside a strategy there is one of each, and every function here is the identity.
 """
 
+from tf_mcvae.distribute.made import check_compiled, is_distributed, scope_of
 from tf_mcvae.distribute.replicas import (
+    Count,
     all_sum,
+    all_sum_gradients,
     apply_gradients,
-    apply_gradients_if,
-    by_examples,
-    check_compile,
-    count_of,
     inner_optimizer,
-    is_distributed,
+    is_whole,
     make_strategy,
+    num_threads,
     pooled_mean,
+    replica_index,
     scope,
-    scope_of,
     share_of_batch,
-    step_logs,
-    sum_gradients,
-    total_of,
-    tracked,
+    update_if,
+    whole_batch,
 )
 from tf_mcvae.distribute.workers import (
     CONNECTION_ERRORS,
     broadcast,
+    by_examples,
     gather,
+    logs_of_step,
     num_workers,
-    replica_index,
     wait_for_all,
     worker_index,
 )
 
 __all__ = [
     "CONNECTION_ERRORS",
+    "Count",
     "all_sum",
+    "all_sum_gradients",
     "apply_gradients",
-    "apply_gradients_if",
     "broadcast",
     "by_examples",
-    "check_compile",
-    "count_of",
+    "check_compiled",
     "gather",
     "inner_optimizer",
     "is_distributed",
+    "is_whole",
+    "logs_of_step",
     "make_strategy",
+    "num_threads",
     "num_workers",
     "pooled_mean",
     "replica_index",
     "scope",
     "scope_of",
     "share_of_batch",
-    "step_logs",
-    "sum_gradients",
-    "total_of",
-    "tracked",
+    "update_if",
     "wait_for_all",
+    "whole_batch",
     "worker_index",
 ]

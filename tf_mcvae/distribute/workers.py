@@ -1,9 +1,11 @@
-"""Workers: the processes that a strategy joins. Without one there is a single worker."""
+"""The processes that a strategy joins: their number, what they exchange, and what they share."""
 
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from tf_mcvae.distribute.replicas import all_reduce, num_replicas, replica_index
 
 Array = np.ndarray[Any, Any]
 
@@ -23,7 +25,7 @@ def num_workers() -> int:
 
 
 def worker_index() -> int:
-    """Returns this process's number among the workers; the chief's is 0."""
+    """Returns the number of this process among the workers; that of the chief is 0."""
     resolver = tf.distribute.get_strategy().cluster_resolver
     if num_workers() == 1:
         return 0
@@ -37,11 +39,21 @@ def _tasks() -> list[tuple[str, int]]:
     return [(kind, task) for kind in kinds for task in range(len(tasks.get(kind, [])))] or [("", 0)]
 
 
+def by_examples(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns the data set, made so that each worker takes its part of every batch.
+
+    By default TensorFlow may give each worker some of the files instead.
+    """
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return dataset.with_options(options)
+
+
 def gather(rows: Array) -> Array:
-    """Returns the rows of all workers, one worker's after another's.
+    """Returns the rows of all workers, in the order of the workers.
 
     Args:
-        rows: `[n, R]`; n may differ from worker to worker, and be 0, but not all of them.
+        rows: `[n, R]`; n may differ from worker to worker, and be 0, but not on all of them.
     """
     return rows if num_workers() == 1 else np.asarray(_gather(rows.astype(np.float64)))
 
@@ -49,10 +61,11 @@ def gather(rows: Array) -> Array:
 @tf.function(input_signature=[tf.TensorSpec([None, None], tf.float64)], autograph=False)
 def _gather(rows: tf.Tensor) -> tf.Tensor:
     strategy = tf.distribute.get_strategy()
+    replicas_per_worker = num_replicas() // num_workers()
 
     def part(rows: tf.Tensor) -> tf.Tensor:
         # One of a worker's replicas gives its rows.
-        is_first = replica_index() % _replicas_per_worker() == 0
+        is_first = replica_index() % replicas_per_worker == 0
         return rows[: tf.where(is_first, tf.shape(rows)[0], 0)]
 
     return strategy.gather(strategy.run(part, [rows]), axis=0)
@@ -82,16 +95,9 @@ def broadcast(variables: list[Any]) -> None:
         variable.assign(part.reshape(variable.shape).astype(variable.numpy().dtype))
 
 
-def all_reduce(values: Any) -> Any:
-    """Returns the sum over the replicas of a tensor, or of each tensor of a list."""
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+def logs_of_step(logs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the logs of a step; on several workers, only the loss.
 
-
-def replica_index() -> tf.Tensor:
-    """Returns the number of this replica among all replicas, a scalar."""
-    context = tf.distribute.get_replica_context()  # None where replicas are joined.
-    return tf.convert_to_tensor(0 if context is None else context.replica_id_in_sync_group)
-
-
-def _replicas_per_worker() -> int:
-    return tf.distribute.get_strategy().num_replicas_in_sync // num_workers()
+    Keras averages each of them over the workers, in a message of its own, and along an axis.
+    """
+    return logs if num_workers() == 1 else {"loss": tf.reshape(logs["loss"], [1])}

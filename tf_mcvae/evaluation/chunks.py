@@ -114,7 +114,7 @@ def score_in_parts(score: ScoreFn, rows: Any, first: int) -> tuple[Array, Array]
         Columns `[R, n]` and sums `[T]`.
     """
     size = len(tf.nest.flatten(rows)[0])
-    count = 1 if distribute.is_distributed() else min(cores.num_parts(), size)
+    count = distribute.num_threads(min(cores.num_parts(), size))
     if count == 1:
         return score(rows, first)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_mcvae.distribute import all_sum, is_distributed, pooled_mean
+from tf_mcvae.distribute import all_sum, is_whole, pooled_mean
 from tf_mcvae.kernels import TransitionResults
 
 
@@ -64,7 +64,7 @@ def pool_statistics(parts: Sequence[TransitionStatistics]) -> tuple[tf.Tensor, t
         parts: The statistics of the batch's parts; on several replicas of the replica's, and the
             results are those of all replicas.
     """
-    if len(parts) == 1 and not is_distributed():
+    if is_whole(parts):
         return parts[0].acceptance, parts[0].score_std
     counts = [part.count for part in parts]
     means = [(part.acceptance, part.score_mean) for part in parts]

@@ -155,7 +155,7 @@ class TrainedModel(keras.Model):
         with distribute.scope_of(self):
             super().compile(optimizer, **kwargs)
         self.skip_gradient_norm = skip_gradient_norm
-        distribute.check_compile(self)
+        distribute.check_compiled(self)
 
     def get_compile_config(self) -> Any:
         """Returns the arguments of `compile`."""
@@ -271,11 +271,11 @@ class TrainedModel(keras.Model):
         parts = self.execution_plan(training=True).run(differentiate, batch)
         estimate = _joined([estimate for estimate, _ in parts])
         gradients = _added([gradients for _, gradients in parts])
-        self._updates.apply(distribute.sum_gradients(gradients))
+        self._updates.apply(distribute.all_sum_gradients(gradients))
         self.adapt(estimate.adaptation)
         self.step.assign_add(1)
-        shown = {**self._track(estimate, batch.weight), **self._updates.results()}
-        return distribute.step_logs(shown)
+        updates = {metric.name: metric.result() for metric in self._updates.metrics}
+        return distribute.logs_of_step({**self._track(estimate, batch.weight), **updates})
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluates a batch. Nothing is learned or adapted, and the same call draws the same."""
@@ -289,7 +289,7 @@ class TrainedModel(keras.Model):
 
         estimate = _joined(self.execution_plan(training=False).run(evaluate, batch))
         self.test_step_counter.assign_add(1)
-        return distribute.step_logs(self._track(estimate, batch.weight))
+        return distribute.logs_of_step(self._track(estimate, batch.weight))
 
     def predict_step(self, data: Any) -> tf.Tensor:
         """Returns reconstructions of a batch."""
@@ -332,7 +332,7 @@ class TrainedModel(keras.Model):
         batches.
         """
         examples = {"loss": estimate.loss, "bound": estimate.bound}
-        examples, weight = distribute.tracked(examples, weight)
+        examples, weight = distribute.whole_batch(examples, weight)
         for name, values in examples.items():
             self._trackers[name].update_state(values, sample_weight=weight)
         for name, value in estimate.metrics.items():
@@ -341,9 +341,10 @@ class TrainedModel(keras.Model):
 
     @property
     def metrics(self) -> list[keras.Metric]:
-        """The metrics that are shown."""
+        """The metrics that are shown; in an evaluation, those of the objective only."""
         # Without Keras' own loss tracker, which would be a second, empty `loss`.
-        return [*self._trackers.values(), *self._updates.metrics]
+        updates = [] if self._evaluating else self._updates.metrics
+        return [*self._trackers.values(), *updates]
 
     # Private names of Keras, which has no public way for these.
 
@@ -353,11 +354,11 @@ class TrainedModel(keras.Model):
             super()._maybe_symbolic_build(*args, **kwargs)
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
-        # What Keras shows at the end of an epoch, and of an evaluation.
+        # What Keras shows at the end of an epoch and of an evaluation: from several workers the
+        # logs of a step have only the loss.
         if not self.is_distributed:
             return super()._get_metrics_result_or_logs(logs)
-        shown = self.get_metrics_result()
-        return {name: shown[name] for name in (self._trackers if self._evaluating else shown)}
+        return self.get_metrics_result()
 
 
 def _joined(parts: Sequence[Estimate]) -> Estimate:

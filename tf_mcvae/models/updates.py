@@ -18,8 +18,8 @@ class Updates:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._norm = keras.metrics.Mean(name="grad_norm")
-        self._clipped = keras.metrics.Sum(name="clipped")
-        self._skipped = keras.metrics.Sum(name="skipped")
+        self._clipped = distribute.Count(name="clipped")
+        self._skipped = distribute.Count(name="skipped")
 
     @property
     def metrics(self) -> list[keras.Metric]:
@@ -29,12 +29,6 @@ class Updates:
         clipped = [self._clipped] if self._clip_norm() is not None else []
         skipped = [self._skipped] if self._model.skip_gradient_norm is not None else []
         return [self._norm, *clipped, *skipped]
-
-    def results(self) -> dict[str, tf.Tensor]:
-        """Returns what has been counted, by name."""
-        results = {metric.name: metric.result() for metric in self.metrics}
-        counts = {self._clipped.name, self._skipped.name} & results.keys()
-        return {**results, **{name: distribute.total_of(results[name]) for name in counts}}
 
     def apply(self, gradients: list[tf.Tensor | None]) -> None:
         """Applies the gradients of the whole batch, unless their norm is too large."""
@@ -46,13 +40,17 @@ class Updates:
         self._norm.update_state(norm)
         clip_norm, skip_norm = self._clip_norm(), self._model.skip_gradient_norm
         if clip_norm is not None:
-            self._clipped.update_state(distribute.count_of(norm > clip_norm))
-        if skip_norm is None:
+            self._clipped.update_state(tf.cast(norm > clip_norm, tf.float32))
+
+        def apply() -> None:
             distribute.apply_gradients(optimizer, gradients, variables)
+
+        if skip_norm is None:
+            apply()
             return
         is_small = norm < skip_norm  # False for NaN too.
-        self._skipped.update_state(distribute.count_of(tf.logical_not(is_small)))
-        distribute.apply_gradients_if(is_small, optimizer, gradients, variables)
+        self._skipped.update_state(tf.cast(tf.logical_not(is_small), tf.float32))
+        distribute.update_if(is_small, apply, [*variables, *optimizer.variables])
 
     def _clip_norm(self) -> float | None:
         """Returns the norm to which the optimizer clips, if it does."""
