@@ -409,7 +409,9 @@ def test_what_no_export_has_written_is_left_alone(small_model, tmp_path):
     (tmp_path / "model" / "thesis.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for export, name in ((export_onnx, "model"), (export_onnx, "file"), (export_tflite, "model")):
-        with pytest.raises(ValueError, match=r"no \w+ that an export has written.*Received: path="):
+        with pytest.raises(
+            ValueError, match=r"not a \w+ that an export has written.*Received: path="
+        ):
             export(small_model, tmp_path / name, overwrite=True)
     assert (tmp_path / "model" / "thesis.txt").read_text() == "mine"
     assert (tmp_path / "file").read_text() == "mine"

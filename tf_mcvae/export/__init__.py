@@ -1,4 +1,4 @@
-"""Export: a SavedModel for servers, which needs nothing but TensorFlow; ONNX and TFLite files."""
+"""Export of trained models: a SavedModel that needs TensorFlow only, and ONNX and TFLite files."""
 
 from tf_mcvae.export.graphs import check_servable
 from tf_mcvae.export.saved_model import export_saved_model

@@ -1,8 +1,8 @@
-"""The model card: what is served, in which units, and what it was made from."""
+"""The model card: a description of the signatures, their units and the model behind them."""
 
 import datetime
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ from tf_mcvae.export.signatures import (
     MAX_POSTERIOR_SAMPLES,
     OUTPUTS,
     UINT8_IMAGES,
+    Named,
     Options,
 )
 from tf_mcvae.files import replacing, write_json
@@ -29,14 +30,14 @@ def model_card(
     version: int,
     sections: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Returns the card of a version, as JSON knows it.
+    """Returns the card of a version, as nested dictionaries for JSON.
 
     Args:
         model: The model.
         functions: Concrete functions by the names of their signatures.
-        options: What is fixed.
-        num_calibration: Images behind `p_value`.
-        version: Number of the version.
+        options: Options of the export.
+        num_calibration: Number of images from which `p_value` is computed.
+        version: Version number.
         sections: Further sections, such as data, metrics and settings.
     """
     return {
@@ -66,7 +67,7 @@ def model_card(
 
 
 def _describe(signature: str, function: Any) -> dict[str, Any]:
-    """Returns names, shapes, dtypes, units and meaning of a signature's tensors."""
+    """Returns the names, shapes, dtypes, units and meanings of a signature's tensors."""
     outputs = OUTPUTS[signature.removesuffix("_uint8")]
     inputs = {
         spec.name: UINT8_IMAGES if spec.dtype == tf.uint8 else INPUTS[spec.name]
@@ -84,7 +85,9 @@ def _input_specs(function: Any) -> list[tf.TensorSpec]:
     return tf.nest.flatten(function.structured_input_signature)
 
 
-def _tensor(spec: Any, named: Mapping[str, Any], name: str | None = None) -> dict[str, Any]:
+def _tensor(
+    spec: tf.TensorSpec, named: Mapping[str, Named], name: str | None = None
+) -> dict[str, Any]:
     unit, text = named[name or spec.name]
     shape = ["B" if i == 0 else size for i, size in enumerate(spec.shape)]
     shape = ["num_samples" if size is None else size for size in shape]
@@ -92,40 +95,45 @@ def _tensor(spec: Any, named: Mapping[str, Any], name: str | None = None) -> dic
 
 
 def write_card(folder: pathlib.Path, card: Mapping[str, Any]) -> None:
-    """Writes a card as `model_card.json` and, for people, as `README.md`."""
+    """Writes a card as `model_card.json` and, for human readers, as `README.md`."""
     write_json(folder / CARD, card)
     with replacing(folder / README) as temporary:
         temporary.write_text(_readme(card), encoding="utf-8")
 
 
 def _readme(card: Mapping[str, Any]) -> str:
-    title = f"# {card['model']['class']}, version {card['serving']['version']}"
     lines = [
-        title,
+        f"# {card['model']['class']}, version {card['serving']['version']}",
         "",
         "A SavedModel for TensorFlow Serving. B is any number of rows. The signatures that take",
+        "images have a second form, `<name>_uint8`, that takes `uint8` images (0 to 255).",
+        "",
+        "| signature | tensor | shape | dtype | unit | meaning |",
+        "|---|---|---|---|---|---|",
+        *_table(card["signatures"]),
     ]
-    lines += ["images take them as `uint8` (0 to 255) too, under names that end in `_uint8`.", ""]
-    lines += ["| signature | tensor | shape | dtype | unit | what |", "|---|---|---|---|---|---|"]
-    for signature, tensors in card["signatures"].items():
-        if signature.endswith("_uint8"):
-            continue
-        for kind in ("inputs", "outputs"):
-            for name, tensor in tensors[kind].items():
-                shape = ", ".join(map(str, tensor["shape"]))
-                what = f"{kind[:-1]}: {tensor['text']}"
-                lines.append(
-                    f"| `{signature}` | `{name}` | [{shape}] | {tensor['dtype']} | "
-                    f"{tensor['unit']} | {what} |"
-                )
     for section, values in card.items():
         if section != "signatures":
             lines += ["", f"## {section.capitalize()}", "", *_listed(values)]
     return "\n".join(lines) + "\n"
 
 
+def _table(signatures: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a row for each tensor of the signatures that are not for bytes."""
+    for signature, tensors in signatures.items():
+        if signature.endswith("_uint8"):
+            continue
+        for kind in ("inputs", "outputs"):
+            for name, tensor in tensors[kind].items():
+                shape = ", ".join(map(str, tensor["shape"]))
+                yield (
+                    f"| `{signature}` | `{name}` | [{shape}] | {tensor['dtype']} | "
+                    f"{tensor['unit']} | {kind[:-1]}: {tensor['text']} |"
+                )
+
+
 def _listed(values: Any, indent: str = "") -> list[str]:
-    """Returns nested values as a Markdown list."""
+    """Returns nested dictionaries as a Markdown list."""
     if not isinstance(values, Mapping):
         return [f"{indent}{values}"]
     lines = []

@@ -1,4 +1,4 @@
-"""Checks that a graph holds nothing that a server, or another runtime, cannot run."""
+"""Checks that a server, or another runtime, can run every operation of a graph."""
 
 import os
 import pathlib
@@ -9,40 +9,41 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-# Runs in the Python process that made the graph: it is in the file as a number, not as code.
+# These run in the Python process that made the graph. A file refers to their code by a number.
 _PYTHON_OPS = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
-# Marks what `jit_compile=True` was asked of. TensorFlow Serving has XLA switched off on CPUs.
+# The attribute that `jit_compile=True` sets. TensorFlow Serving disables XLA on CPUs.
 _XLA_MARK = "_XlaMustCompile"
 _RANDOM = re.compile(
     "Random|Rng|Multinomial|TruncatedNormal|StatefulUniform|StatefulStandardNormal"
 )
 _NO_PYTHON = (
-    "A server has no Python, nor has another runtime: write with TensorFlow operations what calls "
-    "`tf.py_function` or `tf.numpy_function`."
+    "A server or another runtime has no Python: use TensorFlow operations in place of "
+    "`tf.py_function` and `tf.numpy_function`."
 )
 _NO_XLA = (
-    "A server or another runtime compiles nothing with XLA: do without `jit_compile=True` in the "
+    "A server or another runtime does not compile with XLA: remove `jit_compile=True` from the "
     "networks."
 )
 
 
-def check_servable(model: Any, allow_xla: bool = False) -> None:
-    """Checks that a graph runs in a server: no Python code in it, nothing that needs XLA.
+def check_servable(
+    model: str | os.PathLike[str] | tf.types.experimental.ConcreteFunction, allow_xla: bool = False
+) -> None:
+    """Checks that a graph runs in a server: it contains no Python code and does not need XLA.
 
-    A SavedModel is written without complaint if it calls `tf.py_function` or `tf.numpy_function`,
-    and cannot run outside the process that wrote it. Functions of `jit_compile=True` fail in
-    TensorFlow Serving, which has XLA switched off on CPUs.
+    TensorFlow writes a SavedModel that calls `tf.py_function` or `tf.numpy_function` without an
+    error, but the model only runs in the process that wrote it. Functions with `jit_compile=True`
+    fail in TensorFlow Serving, which disables XLA on CPUs.
 
     Args:
-        model: The folder of a SavedModel (the one that holds `saved_model.pb`), or a concrete
-            function.
-        allow_xla: Whether functions of `jit_compile=True` pass, for a server that was started with
-            `--xla_cpu_compilation_enabled`.
+        model: The folder of a SavedModel (with the file `saved_model.pb`), or a concrete function.
+        allow_xla: Whether to accept functions with `jit_compile=True`, for a server that is started
+            with `--xla_cpu_compilation_enabled`.
 
     Raises:
-        TypeError: If `model` is neither.
-        ValueError: If there is no SavedModel in the folder, or an operation cannot be served; the
-            message names it and the function that it is in.
+        TypeError: If `model` is neither a folder nor a concrete function.
+        ValueError: If there is no SavedModel in the folder, or an operation cannot be served. The
+            message names the operation and its function.
     """
     bodies = [body for found in _graph_defs(model) for body in _bodies(*found)]
     for where, nodes, _ in bodies:
@@ -52,34 +53,36 @@ def check_servable(model: Any, allow_xla: bool = False) -> None:
                 raise ValueError(f"{_NO_PYTHON} Received: {place}")
             if node.attr[_XLA_MARK].b and not allow_xla:
                 raise ValueError(f"{_NO_XLA} Received: {_XLA_MARK!r} on {place}")
-    # The call of a marked function is marked, as a rule, and tells more.
+    # The call of a marked function is usually marked too, and its message above tells more.
     for where, _, marks in bodies:
         if marks[_XLA_MARK].b and not allow_xla:
             raise ValueError(f"{_NO_XLA} Received: {_XLA_MARK!r} on function {where!r}")
 
 
-def check_portable(function: Any) -> None:
-    """Checks that nothing in a graph is bound to TensorFlow: Python code, XLA, random numbers.
+def check_portable(function: tf.types.experimental.ConcreteFunction) -> None:
+    """Checks that a graph contains no Python code, XLA or random numbers, which need TensorFlow.
 
     Args:
         function: A concrete function.
 
     Raises:
-        ValueError: If there is such an operation; the message names it.
+        ValueError: If there is such an operation. The message names it.
     """
     check_servable(function)
     for where, nodes, _ in (body for found in _graph_defs(function) for body in _bodies(*found)):
         for node in nodes:
             if _RANDOM.search(node.op):
                 raise ValueError(
-                    "Random numbers can be drawn in TensorFlow alone: outside of training let the "
-                    "networks be functions of their inputs. "
+                    "Random numbers can only be drawn in TensorFlow: outside of training, the "
+                    "networks must be functions of their inputs. "
                     f"Received: op {node.op!r} (node {node.name!r} in {where!r})"
                 )
 
 
-def _graph_defs(model: Any) -> list[tuple[str, Any]]:
-    """Returns the graphs, with names, of a SavedModel's folder or of a concrete function."""
+def _graph_defs(
+    model: str | os.PathLike[str] | tf.types.experimental.ConcreteFunction,
+) -> list[tuple[str, tf.compat.v1.GraphDef]]:
+    """Returns the names and graphs of a SavedModel's folder or of a concrete function."""
     if hasattr(model, "graph") and hasattr(model.graph, "as_graph_def"):
         return [(model.graph.name, model.graph.as_graph_def())]
     if not isinstance(model, str | os.PathLike):
@@ -98,8 +101,8 @@ def _graph_defs(model: Any) -> list[tuple[str, Any]]:
     return [("the main graph", meta_graph.graph_def) for meta_graph in meta_graphs]
 
 
-def _bodies(name: str, graph_def: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yields name, nodes and attributes of a graph and of all functions in it."""
+def _bodies(name: str, graph_def: tf.compat.v1.GraphDef) -> Iterator[tuple[str, Any, Any]]:
+    """Yields the name, nodes and attributes of a graph and of all its functions."""
     yield name, graph_def.node, tf.compat.v1.NodeDef().attr
     for function in graph_def.library.function:
         yield function.signature.name, function.node_def, function.attr

@@ -1,10 +1,11 @@
-"""What runtimes other than TensorFlow's can run: the parts of a model that draw nothing."""
+"""Signatures that runtimes other than TensorFlow can run: those that draw no random numbers."""
 
 import contextlib
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +16,8 @@ from tf_mcvae.export.rows import Outputs
 from tf_mcvae.files import replacing
 from tf_mcvae.models import MonteCarloVAE
 
-SIGNATURES = ("encode", "decode", "reconstruct")
+Signature = Literal["encode", "decode", "reconstruct"]
+SIGNATURES: tuple[Signature, ...] = ("encode", "decode", "reconstruct")
 ONLY_SERVED = (
     "posterior_sample",
     "posterior_samples",
@@ -24,20 +26,20 @@ ONLY_SERVED = (
     "anomaly_score",
 )
 
-# What a runtime gets, and what it answers, by name.
+# Inputs and outputs of a signature, by name.
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 Run = Callable[[str, Arrays], Arrays]
 
 
-def check_signatures(signatures: Any) -> None:
-    """Raises unless `signatures` are some of those that can be exported."""
-    names = list(signatures) if isinstance(signatures, list | tuple) else []
+def check_signatures(signatures: Sequence[Signature]) -> None:
+    """Raises unless `signatures` are different signatures that other runtimes can run."""
+    names: list[str] = list(signatures) if isinstance(signatures, list | tuple) else []
     drawing = [name for name in names if name in ONLY_SERVED]
     if drawing:
         raise ValueError(
-            "What draws random numbers, and the transitions with it, runs in TensorFlow alone: use "
-            "`export_saved_model` for that; here `decode` takes latents, and `reconstruct` noise, "
-            f"that you draw yourself. Received: signatures={drawing}"
+            "A signature that draws random numbers runs in TensorFlow only: use "
+            "`export_saved_model` for it. Here `decode` takes latents, and `reconstruct` takes "
+            f"noise, that you draw yourself. Received: signatures={drawing}"
         )
     if not names or set(names) - set(SIGNATURES) or len(set(names)) < len(names):
         raise ValueError(
@@ -46,8 +48,10 @@ def check_signatures(signatures: Any) -> None:
         )
 
 
-def traced(model: MonteCarloVAE, signatures: Sequence[str]) -> dict[str, Any]:
-    """Returns `tf.function`s by the names of their signatures, after a check of each graph."""
+def traced(
+    model: MonteCarloVAE, signatures: Sequence[Signature]
+) -> dict[str, tf.types.experimental.PolymorphicFunction]:
+    """Returns a `tf.function` for each signature, by name, after a check of its graph."""
     x = tf.TensorSpec([None, *model.event_shape], tf.float32, "x")
     z = tf.TensorSpec([None, model.latent_dim], tf.float32, "z")
     noise = tf.TensorSpec([None, model.latent_dim], tf.float32, "noise")
@@ -61,11 +65,10 @@ def traced(model: MonteCarloVAE, signatures: Sequence[str]) -> dict[str, Any]:
 
     def reconstruct(x: tf.Tensor, noise: tf.Tensor) -> Outputs:
         loc, scale = model.encode(x)
-        z = loc + scale * noise
-        return decode(model.to_latents(z))
+        return decode(model.to_latents(loc + scale * noise))
 
     named = {"encode": (encode, x), "decode": (decode, z), "reconstruct": (reconstruct, x, noise)}
-    functions = {}
+    functions: dict[str, tf.types.experimental.PolymorphicFunction] = {}
     for name in signatures:
         function, *specs = named[name]
         functions[name] = tf.function(function, input_signature=specs, autograph=False)
@@ -73,17 +76,19 @@ def traced(model: MonteCarloVAE, signatures: Sequence[str]) -> dict[str, Any]:
     return functions
 
 
-def check_answers(model: MonteCarloVAE, signatures: Sequence[str], run: Run, rtol: float) -> None:
-    """Raises unless a file, run in its own runtime, answers as the Keras model does.
+def check_answers(
+    model: MonteCarloVAE, signatures: Sequence[Signature], run: Run, rtol: float
+) -> None:
+    """Raises unless a file, run in its own runtime, gives the outputs of the Keras model.
 
-    Of two rows, without noise. What fails here is a converter, or a model with a `reconstruct` of
-    its own.
+    The comparison is made on two rows, without noise. It fails if a converter makes a mistake, or
+    if the model overrides `reconstruct`.
 
     Args:
         model: The model.
-        signatures: What is in the file.
+        signatures: The signatures in the file.
         run: Runs a signature of the file.
-        rtol: Largest difference, as a share of the largest number of an output (of 1 at least).
+        rtol: Largest difference, relative to the largest value of an output (at least 1).
     """
     x, z = _two_images(model), np.linspace(-1.0, 1.0, 2 * model.latent_dim).astype(np.float32)
     z = z.reshape(2, -1)
@@ -96,28 +101,27 @@ def check_answers(model: MonteCarloVAE, signatures: Sequence[str], run: Run, rto
         "reconstruct": {"image": model.reconstruct(x)},
     }
     for name in signatures:
+        received = f"Received: signature {name!r} of a {type(model).__name__}"
         try:
             answers = run(name, feeds[name])
-        except Exception as error:  # A runtime's own kind.
+        except Exception as error:  # Each runtime has its own kinds of errors.
             raise ValueError(
-                "The runtime cannot run what the converter has made, as may be where networks are "
-                f"not in float32: {error}. "
-                f"Received: signature {name!r} of a {type(model).__name__}"
+                "The runtime cannot run the converted file, which can happen if networks are not "
+                f"in float32: {error}. {received}"
             ) from error
         for key, value in expected[name].items():
             right = value.numpy()
             off = np.max(np.abs(answers[key] - right)) / max(1.0, np.max(np.abs(right)))
-            if not off <= rtol:  # Nor where it is no number.
+            if not off <= rtol:  # Also true if it is NaN.
                 raise ValueError(
                     f"The file does not answer as the model does: `{key}` is off by {off:.1e} of "
-                    "its size. The converter may not know how to translate a layer; exporting with "
-                    "a standard one in its place will tell. "
-                    f"Received: signature {name!r} of a {type(model).__name__}"
+                    "its size. The converter may translate one of the layers wrongly: replace "
+                    f"layers by standard ones to find out which. {received}"
                 )
 
 
 def _two_images(model: MonteCarloVAE) -> np.ndarray[Any, Any]:
-    """Returns images that the likelihood knows, where it knows any of a few."""
+    """Returns two images in the likelihood's support, if one of a few candidates is in it."""
     shape = (2, *model.event_shape)
     images = [np.linspace(0.0, 1.0, math.prod(shape)), *np.array([[0.5], [1.0], [0.0]])]
     images = [
@@ -128,26 +132,31 @@ def _two_images(model: MonteCarloVAE) -> np.ndarray[Any, Any]:
 
 
 @contextlib.contextmanager
-def taking(path: Any, kind: str, overwrite: bool, parts: Sequence[str] = ()) -> Iterator[Any]:
-    """Gives a temporary path for a file or folder, which gets its name when all has gone well.
+def taking(
+    path: str | os.PathLike[str],
+    kind: Literal["file", "folder"],
+    overwrite: bool,
+    parts: Sequence[str] = (),
+) -> Iterator[pathlib.Path]:
+    """Yields a temporary path for a file or folder, which is renamed to `path` on success.
 
     Args:
-        path: The name.
+        path: The final path.
         kind: "file" or "folder".
-        overwrite: Whether what has that name may be replaced.
-        parts: The files that may be in a folder which is replaced; with any other it is not.
+        overwrite: Whether an existing file or folder may be replaced.
+        parts: Names of the files of a folder. A folder with any other file is not replaced.
     """
     check_path(path, kind)
     target = pathlib.Path(path)
     try:
         if target.exists() and not _may_be_replaced(target, kind, parts):
             raise ValueError(
-                f"This is no {kind} that an export has written: choose another name. "
-                f"Received: path={str(target)!r}"
+                f"This path exists and is not a {kind} that an export has written: choose another "
+                f"path. Received: path={str(target)!r}"
             )
         if target.exists() and not overwrite:
             raise ValueError(
-                f"This {kind} exists already: choose another name, or say `overwrite=True`. "
+                f"This {kind} exists already: choose another path, or pass `overwrite=True`. "
                 f"Received: path={str(target)!r}"
             )
         target.parent.mkdir(parents=True, exist_ok=True)

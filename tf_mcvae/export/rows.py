@@ -1,7 +1,6 @@
-"""Rows of a request: checks of them, and working through them in chunks of bounded memory."""
+"""Rows of a request: their checks, and their computation in chunks of bounded memory."""
 
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
@@ -11,13 +10,13 @@ from tf_mcvae.layers.likelihoods import Likelihood
 Outputs = dict[str, tf.Tensor]
 
 
-def require(condition: tf.Tensor, message: str, *received: Any) -> tf.Operation:
-    """Returns an operation that ends a request with INVALID_ARGUMENT unless `condition` holds."""
+def require(condition: tf.Tensor, message: str, *received: tf.Tensor) -> tf.Operation:
+    """Returns an operation that fails a request with INVALID_ARGUMENT unless `condition` holds."""
     return tf.debugging.Assert(condition, [f"{message}. Received:", *received], summarize=8)
 
 
 def checked(x: tf.Tensor, spec: tf.TensorSpec, likelihood: Likelihood) -> tf.Tensor:
-    """Returns an input after checks: a server itself looks at no more than the dtype."""
+    """Returns an input after checks of its shape and values. A server only checks the dtype."""
     x = tf.ensure_shape(x, spec.shape)
     if not spec.dtype.is_floating:
         return x
@@ -33,7 +32,7 @@ def checked(x: tf.Tensor, spec: tf.TensorSpec, likelihood: Likelihood) -> tf.Ten
 def with_equal_rows(inputs: list[tf.Tensor], names: list[str]) -> list[tf.Tensor]:
     """Returns the inputs after a check that all have as many rows as the first.
 
-    One seed for many rows would be broadcast, to equal draws for all.
+    A single seed would otherwise be broadcast, and all rows would get equal draws.
     """
     counts = [tf.shape(x)[0] for x in inputs]
     checks = [
@@ -45,8 +44,8 @@ def with_equal_rows(inputs: list[tf.Tensor], names: list[str]) -> list[tf.Tensor
 
 
 def finite(outputs: Outputs) -> Outputs:
-    """Returns outputs in `float32`, after a check that they are numbers."""
-    # Networks in half precision answer in float32 too.
+    """Returns outputs in `float32`, after a check that they are finite."""
+    # Networks in half precision have float32 outputs too.
     numbers = {name: tf.cast(y, tf.float32) for name, y in outputs.items()}
     message = "The model has no finite answer to this request: the input is too far from its data"
     checks = [require(tf.reduce_all(tf.math.is_finite(y)), message) for y in numbers.values()]
@@ -55,11 +54,14 @@ def finite(outputs: Outputs) -> Outputs:
 
 
 def common_count(num_samples: tf.Tensor, most: int) -> tf.Tensor:
-    """Returns the number that all rows ask for, 1 where there are no rows.
+    """Returns the number of samples, after a check that it is the same in all rows.
 
     Args:
         num_samples: `[B]`.
-        most: The largest number that is allowed.
+        most: The largest allowed number.
+
+    Returns:
+        A scalar, 1 if there are no rows.
     """
     count = tf.maximum(tf.reduce_max(num_samples), 1)
     message = f"`num_samples` must be one number from 1 to {most}, the same in all rows"
@@ -69,7 +71,7 @@ def common_count(num_samples: tf.Tensor, most: int) -> tf.Tensor:
 
 
 def numbered_seeds(seed: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-    """Returns for number `number` of each row a seed of its own; 0 has the row's.
+    """Returns a seed for each pair of a row's seed and a number. Number 0 keeps the row's seed.
 
     Args:
         seed: `[N, 2]`.
@@ -80,18 +82,18 @@ def numbered_seeds(seed: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
 
 
 def in_chunks(
-    function: Any,
+    function: tf.types.experimental.ConcreteFunction,
     num_rows: tf.Tensor,
     chunk_size: int,
     take: Callable[[tf.Tensor], list[tf.Tensor]],
 ) -> Outputs:
-    """Runs a function of rows on so many rows at a time, so that memory does not grow with them.
+    """Runs a function on chunks of rows, so that memory does not grow with their number.
 
     Args:
         function: Concrete function from tensors `[n, ...]` to tensors `[n, ...]` by name.
-        num_rows: Scalar; 0 too.
-        chunk_size: Most rows at a time.
-        take: Gives the inputs of the rows of these numbers, `[n]`.
+        num_rows: Scalar, may be 0.
+        chunk_size: Largest number of rows in a chunk.
+        take: Returns the inputs of the rows with the given indices, `[n]`.
 
     Returns:
         The outputs of all rows.
@@ -104,7 +106,9 @@ def in_chunks(
         for n in names
     ]
 
-    def body(index: tf.Tensor, arrays: list[Any]) -> tuple[Any, ...]:
+    def body(
+        index: tf.Tensor, arrays: list[tf.TensorArray]
+    ) -> tuple[tf.Tensor, list[tf.TensorArray]]:
         first = index * chunk_size
         rows = tf.range(first, tf.minimum(first + chunk_size, num_rows))
         outputs = function(*_at_least_one_row(take(rows)))
@@ -120,6 +124,6 @@ def in_chunks(
 
 
 def _at_least_one_row(inputs: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Gives no rows a row of zeros: TensorFlow's oneDNN convolutions fail on none."""
+    """Adds a row of zeros to inputs without rows, on which oneDNN convolutions fail."""
     extra = tf.cast(tf.equal(tf.shape(inputs[0])[0], 0), tf.int32)
     return [tf.pad(x, [[0, extra], *[[0, 0]] * (x.shape.rank - 1)]) for x in inputs]

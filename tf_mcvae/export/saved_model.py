@@ -1,4 +1,4 @@
-"""Writing a model as a version of a served model."""
+"""Writing a model as a version of a served SavedModel."""
 
 import os
 import pathlib
@@ -28,7 +28,7 @@ def export_saved_model(
     version: int | None = None,
     num_samples: int = 64,
     *,
-    calibration: Any = None,
+    calibration: np.ndarray[Any, Any] | tf.Tensor | None = None,
     pixel_range: tuple[float, float] = (0.0, 1.0),
     chunk_size: int = 1024,
     jit_compile: bool = False,
@@ -36,84 +36,86 @@ def export_saved_model(
 ) -> pathlib.Path:
     """Writes a trained model as a SavedModel for TensorFlow Serving, to `<path>/<version>/`.
 
-    The file runs in any TensorFlow runtime, without Python, Keras or this package. It holds each
-    weight that the signatures use once, and no optimizer state. B is any number of rows, 0 too, D
-    the latent dimension, `...` the shape of one image:
+    The SavedModel runs in any TensorFlow runtime, without Python, Keras or this package. It holds
+    each weight that the signatures use once, and no optimizer state. B is any number of rows,
+    including 0, D the latent dimension, and `...` the shape of one image:
 
     | Signature          | Inputs              | Outputs                                          |
     |--------------------|---------------------|--------------------------------------------------|
     | `serving_default`  | `x`                 | the same as `encode`                             |
     | `encode`           | `x`                 | `loc`, `scale`: of the encoder's posterior       |
     | `posterior_sample` | `x`, `seed`         | `z`: one draw, after all transitions, `[B, D]`   |
-    | `posterior_samples`| `x`, `seed`,        | `z`: S draws, `[B, S, D]`, of which the first is |
-    |                    | `num_samples`       | that of `posterior_sample`                       |
+    | `posterior_samples`| `x`, `seed`,        | `z`: S draws, `[B, S, D]`; the first is that of  |
+    |                    | `num_samples`       | `posterior_sample`                               |
     | `decode`           | `z`                 | `image`: mean of x given z                       |
     | `reconstruct`      | `x`                 | `image`: the same at `loc`                       |
     | `generate`         | `seed`              | `z`: drawn from the prior; `image`: its mean     |
     | `log_likelihood`   | `x`, `seed`         | `log_likelihood`, `standard_error`               |
     | `anomaly_score`    | `x`, `seed`         | `anomaly_score`, `standard_error`, `p_value`     |
 
-    | Tensor                             | Shape      | Dtype   | Unit                          |
-    |------------------------------------|------------|---------|-------------------------------|
-    | `x`, `image`                       | `[B, ...]` | float32 | as in training, mostly 0 to 1 |
-    | `z`, `loc`, `scale`                | `[B, D]`   | float32 | none (the prior's scale is 1) |
-    | `seed`                             | `[B, 2]`   | int32   | none (any two integers a row) |
-    | `num_samples`                      | `[B]`      | int32   | S, in all rows the same       |
-    | `log_likelihood`, `anomaly_score`, | `[B]`      | float32 | nats                          |
-    | `standard_error`                   |            |         |                               |
-    | `p_value`                          | `[B]`      | float32 | share, 0 to 1                 |
+    | Tensor                             | Shape      | Dtype   | Unit                           |
+    |------------------------------------|------------|---------|--------------------------------|
+    | `x`, `image`                       | `[B, ...]` | float32 | as in training, usually 0 to 1 |
+    | `z`, `loc`, `scale`                | `[B, D]`   | float32 | none (the prior's scale is 1)  |
+    | `seed`                             | `[B, 2]`   | int32   | none (any two integers a row)  |
+    | `num_samples`                      | `[B]`      | int32   | S, the same in all rows        |
+    | `log_likelihood`, `anomaly_score`, | `[B]`      | float32 | nats                           |
+    | `standard_error`                   |            |         |                                |
+    | `p_value`                          | `[B]`      | float32 | share, 0 to 1                  |
 
-    Each signature that takes images is there a second time, as `encode_uint8` and so on, where `x`
-    is `uint8` with values of 0 to 255.
+    Each signature that takes images has a second form for bytes, such as `encode_uint8`, where `x`
+    is `uint8` with values from 0 to 255.
 
-    Equal requests get equal answers: what a row gets depends on its own input and seed alone, up to
-    rounding, whatever a server batches beside it. (Rounding may tip one of A-MCVAE's accept/reject
-    choices, about one in a million.) A request is answered with the error `INVALID_ARGUMENT` if a
-    shape is wrong, there are not as many seeds as rows, a value is not finite or not one that the
-    likelihood knows, the rows of `num_samples` differ, or the answer would not be finite; such a
-    row fails all that a server has batched with it.
+    Equal requests get equal answers: up to rounding, the answer to a row depends only on its own
+    input and seed, and not on the rows that a server batches with it. (Rounding may change one in
+    about a million accept/reject decisions of an A-MCVAE.) The answer is the error
+    `INVALID_ARGUMENT` if a shape is wrong, the number of seeds is not that of the rows, a value is
+    not finite or not in the likelihood's support, the rows of `num_samples` differ, or the answer
+    would not be finite. Such a row fails all rows that a server has batched with it.
 
-    `log_likelihood` is, from S = `num_samples` log weights of the model, transitions included,
+    With S = `num_samples` log weights of the model, transitions included, `log_likelihood` is
 
         log (1/S sum_s w_s),    with the standard error    std_s(w_s) / (sqrt(S) mean_s(w_s))
 
-    (delta method). It estimates `log p(x)` from below: as `E[w] = p(x)`, it is a lower bound in
-    expectation, by about half its squared standard error where that is small. Where the standard
-    error is near 1 or above, few weights dominate, and neither number is to be relied on. With a
-    `skip_threshold` above 0 an L-MCVAE has no such guarantee.
+    (delta method). Since `E[w] = p(x)`, it is in expectation a lower bound on `log p(x)`, whose gap
+    is about half the squared standard error if that is small. If the standard error is near 1 or
+    above, few weights dominate and both numbers are unreliable. An L-MCVAE with a `skip_threshold`
+    above 0 has no such guarantee.
 
-    `anomaly_score` is minus that estimate. With `calibration`, N images that are ordinary and were
-    not trained on, `p_value` is `(1 + their scores of at least this) / (N + 1)`: of ordinary images
-    no more than a share a has a p-value of a or less.
+    `anomaly_score` is minus that estimate. With `calibration`, N ordinary images that the model was
+    not trained on, `p_value` is `(1 + number of their scores that are at least as high) / (N + 1)`.
+    At most a share a of ordinary images has a p-value of a or less.
 
-    Beside the model lie requests by which a server warms up (`assets.extra/`), and
-    `model_card.json` and `README.md` with all these tables; copies of the card of the version
-    written last lie in `path` itself.
+    The version also holds requests with which a server warms up (`assets.extra/`), and
+    `model_card.json` and `README.md`, which describe the signatures. Copies of the card of the
+    latest version are in `path` itself.
 
     Args:
         model: A built model.
-        path: The model's folder; it is made where it does not exist.
-        version: Number of this version, at least 1. By default the next after the highest there.
+        path: The model's folder, which is created if it does not exist.
+        version: Version number, at least 1. The default is one more than the highest existing one.
         num_samples: S of `log_likelihood` and `anomaly_score`, at least 2.
-        calibration: Ordinary images `[N, ...]`, such as a validation split. None: no `p_value`.
-        pixel_range: What 0 and 255 of `uint8` images are in the images that the model knows.
-        chunk_size: Most images that are in memory at a time, each draw counted as one; a larger
-            request is worked through in parts.
-        jit_compile: Whether XLA compiles the networks, anew for each size of a batch. A server runs
-            such a model only if it was started with `--xla_cpu_compilation_enabled`: export one to
-            a folder of its own, beside a plain one.
+        calibration: Ordinary images `[N, ...]`, such as a validation split. None leaves `p_value`
+            out.
+        pixel_range: The model's pixel values for 0 and 255 of `uint8` images.
+        chunk_size: Most images that are in memory at a time, counting each draw as one. Larger
+            requests are computed in chunks.
+        jit_compile: Whether XLA compiles the networks, once for each batch size. A server runs such
+            a model only if it is started with `--xla_cpu_compilation_enabled`, so export it to a
+            separate folder, in addition to one without XLA.
         card: Further sections of the card, such as `{"data": ..., "metrics": ...}`: nested
-            dictionaries with text and numbers.
+            dictionaries of text and numbers.
 
     Returns:
-        The path of the version, `<path>/<version>`. It appears there when it is complete: a server
-        that watches the folder, or a crash, never finds half of it.
+        The path of the version, `<path>/<version>`. It is renamed into place when it is complete,
+        so neither a server that watches the folder nor a crash leaves an incomplete version.
 
     Raises:
-        TypeError: If `model` is none of this package, `path` is no path, or `calibration` no array.
+        TypeError: If `model` is not a tf_mcvae model, `path` is not a path, or `calibration` is not
+            an array.
         ValueError: If the model is not built, the version exists, the folder cannot be written,
-            images do not fit the model, a setting is out of range, or the networks run Python code
-            or ask for XLA (see `check_servable`).
+            images do not fit the model, an option is out of range, or the networks run Python code
+            or require XLA (see `check_servable`).
 
     Example:
         >>> import tempfile, tensorflow as tf, tf_mcvae
@@ -151,7 +153,7 @@ def _check_options(options: Options) -> None:
     check_positive_integer("chunk_size", options.chunk_size)
     if options.num_samples < 2:
         raise ValueError(
-            "`num_samples` must be at least 2, or there is no standard error. "
+            "`num_samples` must be at least 2 for a standard error. "
             f"Received: num_samples={options.num_samples}"
         )
     bounds = np.asarray(options.pixel_range)
@@ -163,11 +165,11 @@ def _check_options(options: Options) -> None:
         )
 
 
-def _check_sections(card: Any) -> None:
+def _check_sections(card: Mapping[str, Any]) -> None:
     taken = {"model", "serving", "signatures"} & set(card if isinstance(card, Mapping) else ())
     if not isinstance(card, Mapping) or taken:
         raise ValueError(
-            "`card` must be a dictionary of further sections, beside 'model', 'serving' and "
+            "`card` must be a dictionary of sections other than 'model', 'serving' and "
             f"'signatures'. Received: {sorted(taken) or card!r}"
         )
 
@@ -181,18 +183,18 @@ def _check_calibration(model: MonteCarloVAE, images: Any) -> None:
 
 
 def _target(base: pathlib.Path, version: int | None) -> pathlib.Path:
-    """Returns the version's path, which must be free."""
+    """Returns the version's path, after a check that the version does not exist."""
     if version is not None:
         check_positive_integer("version", version)
     try:
         names = [child.name for child in base.iterdir()] if base.exists() else []
     except OSError as error:
         raise ValueError(cannot_be_written(base, error)) from error
-    # As TensorFlow Serving reads names: `007` is version 7.
+    # TensorFlow Serving reads the folder `007` as version 7.
     taken = {int(name) for name in names if name.isdecimal()}
     if version in taken:
         raise ValueError(
-            "This version exists already, and a server may have it open: leave `version` out to "
+            "This version exists already, and a server may be using it: leave `version` out to "
             f"take the next, {max(taken) + 1}. Received: version={version} in {str(base)!r}"
         )
     return base / str(max(taken, default=0) + 1 if version is None else version)
@@ -201,7 +203,7 @@ def _target(base: pathlib.Path, version: int | None) -> pathlib.Path:
 def _warm_up(
     model: MonteCarloVAE, functions: Mapping[str, Any]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Returns a request of one row for each signature."""
+    """Returns a request of one row for each signature whose inputs can be made up."""
     levels = [np.full(model.event_shape, level, np.float32) for level in (0.5, 0.0, 1.0)]
     known = [x for x in levels if np.all(model.likelihood.in_support(x))]
     rows = {
@@ -226,17 +228,17 @@ def _write(
     warm_up: list[tuple[str, dict[str, Any]]],
     target: pathlib.Path,
 ) -> None:
-    """Saves the functions under a hidden name beside the target, and renames when complete."""
+    """Saves the functions in a hidden folder next to the target, then renames the folder."""
     module = tf.Module()
-    # The tf.Variables themselves: tracking the Keras objects around them would store each twice.
+    # Only tf.Variables: tracking the Keras variables too would store each weight twice.
     variables = {id(v): v for function in functions.values() for v in function.graph.variables}
     module.state = list(variables.values())
-    # Nobody differentiates a served function, and gradients of gradients are large.
+    # A served function is never differentiated, and functions of higher gradients are large.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
-            # In a folder of its own, since the temporary one is closed to a server's user.
+            # In a subfolder, since only the current user may read the temporary folder.
             complete = pathlib.Path(folder) / "model"
             tf.saved_model.save(module, str(complete), functions, options)
             write_requests(complete / WARM_UP, warm_up)

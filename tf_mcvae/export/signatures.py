@@ -1,4 +1,4 @@
-"""The signatures: named functions of named tensors, from a model."""
+"""The signatures of a served model: named functions of named tensors."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,21 +20,21 @@ from tf_mcvae.export.rows import (
 from tf_mcvae.models import MonteCarloVAE
 from tf_mcvae.objectives.bounds import iwae
 
-# Draws of `posterior_samples` for a row: an answer's size stays bounded.
+# Most draws of `posterior_samples` for a row, so that the size of an answer is bounded.
 MAX_POSTERIOR_SAMPLES = 1024
-# They are made in groups of so many, each with a seed of its own.
+# The number of draws in a group. Each group of a row has its own seed.
 _GROUP = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is fixed when a model is exported.
+    """Options that are fixed when a model is exported.
 
     Attributes:
         num_samples: S of `log_likelihood` and `anomaly_score`.
-        chunk_size: Most images, draws of each counted, that are in memory at a time.
-        pixel_range: What 0 and 255 of `uint8` images are in the images that the model knows.
-        jit_compile: Whether the networks and transitions are compiled by XLA.
+        chunk_size: Most images that are in memory at a time, counting each draw as one.
+        pixel_range: The model's pixel values for 0 and 255 of `uint8` images.
+        jit_compile: Whether XLA compiles the networks and transitions.
     """
 
     num_samples: int = 64
@@ -44,11 +44,11 @@ class Options:
 
 
 class Named(NamedTuple):
-    """What a tensor holds.
+    """Description of a tensor.
 
     Attributes:
-        unit: Its unit, or the range of its values.
-        text: What it is.
+        unit: Unit, or range of the values.
+        text: Meaning.
     """
 
     unit: str
@@ -56,13 +56,13 @@ class Named(NamedTuple):
 
 
 INPUTS = {
-    "x": Named("as in training, mostly 0 to 1", "images"),
+    "x": Named("as in training, usually 0 to 1", "images"),
     "z": Named("standard deviations of the prior", "latents"),
-    "seed": Named("any two integers", "where the row's random numbers start"),
-    "num_samples": Named(f"count, 1 to {MAX_POSTERIOR_SAMPLES}", "draws, the same in all rows"),
+    "seed": Named("any two integers", "seed of the row's random numbers"),
+    "num_samples": Named(f"count, 1 to {MAX_POSTERIOR_SAMPLES}", "draws, equal in all rows"),
 }
 UINT8_IMAGES = Named("0 to 255", "images")
-_IMAGE = Named("as in training, mostly 0 to 1", "mean of x given z")
+_IMAGE = Named("as in training, usually 0 to 1", "mean of x given z")
 OUTPUTS = {
     "encode": {
         "loc": Named("standard deviations of the prior", "the encoder's location"),
@@ -87,7 +87,7 @@ OUTPUTS = {
     "anomaly_score": {
         "anomaly_score": Named("nats", "minus the estimate of log p(x)"),
         "p_value": Named(
-            "0 to 1", "share of ordinary images with a score as high; only after calibration"
+            "0 to 1", "share of ordinary images with a score this high; only after calibration"
         ),
         "standard_error": Named("nats", "of the score, over draws"),
     },
@@ -96,16 +96,16 @@ OUTPUTS["serving_default"] = OUTPUTS["encode"]
 
 
 class Signatures:
-    """The functions that are exported.
+    """The exported functions, which map named tensors to named tensors.
 
-    Each takes and gives named tensors, float images or `uint8` ones. What does the work is a
-    function of rows, traced once, that all signatures which need it share.
+    Signatures of images exist for float and for `uint8` images. Signatures that compute the same
+    share a function of rows, which is traced once.
 
     Args:
         model: A built model.
-        options: What is fixed.
-        calibration: Ordinary images `[N, ...]`, from which `p_value` is made; None for no such
-            output.
+        options: Options of the export.
+        calibration: Ordinary images `[N, ...]`, from which `p_value` is computed. None leaves this
+            output out.
     """
 
     def __init__(self, model: MonteCarloVAE, options: Options, calibration: Any = None) -> None:
@@ -118,7 +118,7 @@ class Signatures:
         self._weigh = self._rows(self._weigh_row, self.images, self.seeds)
         self._scores = None if calibration is None else self._sorted_scores(calibration)
 
-    def trace(self) -> dict[str, Any]:
+    def trace(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """Returns the concrete functions by the names of their signatures."""
         x, seed = self.images, self.seeds
         named: dict[str, tuple[Any, ...]] = {
@@ -140,7 +140,7 @@ class Signatures:
                 functions[name] = self._served(name, self._of_uint8(function), bytes_, *specs[1:])
         return {"serving_default": functions["encode"], **functions}
 
-    # Of rows, without checks: what XLA may compile.
+    # Functions of rows, without checks. With `jit_compile`, XLA compiles these.
 
     def _encode_row(self, x: tf.Tensor) -> Outputs:
         loc, scale = self.model.encode(x)
@@ -167,13 +167,13 @@ class Signatures:
         draws = self.model.posterior_sample(x, _GROUP, random.per_row(seed))
         return {"z": tf.transpose(draws, [1, 0, 2])}
 
-    # Of whole requests.
+    # Functions of whole requests.
 
     def _posterior_samples(self) -> Callable[..., Outputs]:
-        """Returns the function that draws as often as all rows ask.
+        """Returns the function that makes the requested number of draws for each row.
 
-        A group of draws of a row is a row of the inner function. The first draw of the first group
-        is that of `posterior_sample`: the generator's numbers do not depend on how many are drawn.
+        A group of draws is a row of the inner function. The first draw of the first group equals
+        that of `posterior_sample`, since random numbers do not depend on how many are drawn.
         """
         draw = self._rows(self._draw_group_row, self.images, self.seeds)
 
@@ -201,8 +201,8 @@ class Signatures:
         score = -estimate["log_likelihood"]
         outputs = {"anomaly_score": score, "standard_error": estimate["standard_error"]}
         if self._scores is not None:
-            # The rank among the ordinary images' scores and its own: as is the custom with
-            # permutation tests, never 0.
+            # The rank among the scores of the ordinary images and its own, as in permutation
+            # tests, so that a p-value is never 0.
             below = tf.cast(tf.searchsorted(self._scores, score), tf.float32)
             size = float(len(self._scores))
             outputs["p_value"] = (1.0 + size - below) / (1.0 + size)
@@ -216,21 +216,25 @@ class Signatures:
         scores = -estimate["log_likelihood"].numpy()
         if not np.all(np.isfinite(scores)):
             raise ValueError(
-                "Images to calibrate with must have a finite likelihood: remove those that are too "
-                "far from what the model was trained on. "
-                f"Received: {np.sum(~np.isfinite(scores))} of {len(scores)} images that have none"
+                "Calibration images must have a finite likelihood: remove those that are too far "
+                "from the training data. Received: "
+                f"{np.sum(~np.isfinite(scores))} of {len(scores)} images without one"
             )
         return np.sort(scores)
 
     # From functions of rows to signatures.
 
-    def _rows(self, function: Callable[..., Outputs], *specs: tf.TensorSpec) -> Any:
-        """Returns the concrete function of any number of rows."""
+    def _rows(
+        self, function: Callable[..., Outputs], *specs: tf.TensorSpec
+    ) -> tf.types.experimental.ConcreteFunction:
+        """Returns the concrete function for any number of rows."""
         jit_compile = self.options.jit_compile or None
         compiled = tf.function(function, jit_compile=jit_compile, autograph=False)
         return compiled.get_concrete_function(*specs)
 
-    def _chunked(self, function: Any, chunk_size: int | None = None) -> Callable[..., Outputs]:
+    def _chunked(
+        self, function: tf.types.experimental.ConcreteFunction, chunk_size: int | None = None
+    ) -> Callable[..., Outputs]:
         size = chunk_size or self.options.chunk_size
 
         def run(*inputs: tf.Tensor) -> Outputs:
@@ -243,7 +247,9 @@ class Signatures:
 
         return run
 
-    def _plain(self, function: Callable[..., Outputs], *specs: tf.TensorSpec) -> Any:
+    def _plain(
+        self, function: Callable[..., Outputs], *specs: tf.TensorSpec
+    ) -> Callable[..., Outputs]:
         return self._chunked(self._rows(function, *specs))
 
     def _of_uint8(self, function: Callable[..., Outputs]) -> Callable[..., Outputs]:
@@ -251,13 +257,15 @@ class Signatures:
 
         def run(x: tf.Tensor, *others: tf.Tensor) -> Outputs:
             images = low + (high - low) * (tf.cast(x, tf.float32) / 255.0)
-            # Rounding must not carry white out of what the likelihood knows.
+            # Rounding must not move white pixels out of the likelihood's support.
             return function(tf.clip_by_value(images, low, high), *others)
 
         return run
 
-    def _served(self, name: str, function: Callable[..., Outputs], *specs: tf.TensorSpec) -> Any:
-        """Returns a signature's concrete function, which checks what goes in and comes out."""
+    def _served(
+        self, name: str, function: Callable[..., Outputs], *specs: tf.TensorSpec
+    ) -> tf.types.experimental.ConcreteFunction:
+        """Returns a signature's concrete function, which checks its inputs and outputs."""
 
         def served(*inputs: tf.Tensor) -> Outputs:
             right = [

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tf_mcvae.export.arguments import check_model
 from tf_mcvae.export.portable import (
     SIGNATURES,
     Arrays,
+    Run,
+    Signature,
     check_answers,
     check_signatures,
     taking,
@@ -19,7 +22,7 @@ from tf_mcvae.export.portable import (
 )
 from tf_mcvae.models import MonteCarloVAE
 
-# Old enough for the runtimes that are about; erf, of which GELU is made, came with 9.
+# Old enough for common runtimes. GELU needs erf, which opset 9 introduced.
 _OPSET = 17
 _PACKAGES = ("tf2onnx", "onnx", "onnxruntime")
 
@@ -27,14 +30,14 @@ _PACKAGES = ("tf2onnx", "onnx", "onnxruntime")
 def export_onnx(
     model: MonteCarloVAE,
     path: str | os.PathLike[str],
-    signatures: Sequence[str] = SIGNATURES,
+    signatures: Sequence[Signature] = SIGNATURES,
     *,
     overwrite: bool = False,
 ) -> pathlib.Path:
-    """Writes a trained model as ONNX files, `<path>/encode.onnx` and so on, one a signature.
+    """Writes a trained model as ONNX files, one for each signature: `<path>/encode.onnx` etc.
 
-    They hold what draws no random numbers. All tensors are `float32`; B is any number of rows, 0
-    too, D the latent dimension, `...` the shape of one image:
+    Only signatures that draw no random numbers can be exported. All tensors are `float32`. B is any
+    number of rows, including 0, D the latent dimension, and `...` the shape of one image:
 
     | Signature     | Inputs                         | Outputs                               |
     |---------------|--------------------------------|---------------------------------------|
@@ -42,34 +45,35 @@ def export_onnx(
     | `decode`      | `z [B, D]`                     | `image [B, ...]`: mean of x given z   |
     | `reconstruct` | `x [B, ...]`, `noise [B, D]`   | `image [B, ...]`                      |
 
-    `encode` and `decode` are those of `export_saved_model`. `reconstruct` gives the mean of x given
+    `encode` and `decode` are those of `export_saved_model`. `reconstruct` returns the mean of x
+    given
 
-        z = loc(x) + scale(x) * noise,        in a `FlowVAE` z = T(loc(x) + scale(x) * noise);
+        z = loc(x) + scale(x) * noise,        in a `FlowVAE` z = T(loc(x) + scale(x) * noise).
 
-    with noise of 0 that is the `reconstruct` of `export_saved_model`, with standard normal noise a
-    reconstruction from a draw of the encoder's posterior. The transitions of an `LMCVAE` or
-    `AMCVAE` do not come into it. As everywhere, `loc` and `scale` of a `FlowVAE` are before the
-    flow, and `decode` takes what is after it.
+    With noise of 0 it equals the `reconstruct` of `export_saved_model`, and with standard normal
+    noise it is a reconstruction from a draw of the encoder's posterior. It does not run the
+    transitions of an `LMCVAE` or `AMCVAE`. The `loc` and `scale` of a `FlowVAE` are before the
+    flow, and its `decode` takes latents after the flow.
 
-    The files have operations of the ONNX standard alone (opset 17, IR version 8). Before they get
-    their names they are checked by `onnx.checker`, opened in ONNX Runtime, and compared with the
-    model. They make no checks of their inputs as served models do: NaN gives NaN.
+    The files contain only operations of the ONNX standard (opset 17, IR version 8). Before the
+    folder is put in place, the files are checked by `onnx.checker`, run in ONNX Runtime, and
+    compared with the model. Unlike served models they do not check their inputs: NaN gives NaN.
 
     Args:
         model: A built model.
         path: The folder.
-        signatures: Some of `"encode"`, `"decode"` and `"reconstruct"`.
-        overwrite: Whether a folder that an export has written is replaced.
+        signatures: One or more of `"encode"`, `"decode"` and `"reconstruct"`.
+        overwrite: Whether to replace a folder that an earlier export has written.
 
     Returns:
-        The folder. It appears when it is complete.
+        The folder. It never holds incomplete content.
 
     Raises:
-        ImportError: If a package is missing that this takes: `pip install -e '.[onnx]'`.
-        TypeError: If `model` is none of this package, or `path` no path.
-        ValueError: If the model is not built; a signature draws random numbers, or is unknown; the
-            networks draw random numbers outside of training, run Python code, ask for XLA, or hold
-            an operation that ONNX lacks; or the folder exists or cannot be written.
+        ImportError: If a package that ONNX export needs is missing: `pip install -e '.[onnx]'`.
+        TypeError: If `model` is not a tf_mcvae model, or `path` is not a path.
+        ValueError: If the model is not built; a signature draws random numbers or is unknown; the
+            networks draw random numbers outside of training, run Python code, require XLA, or
+            contain an operation that ONNX lacks; or the folder exists or cannot be written.
 
     Example:
         >>> import tempfile, tf_mcvae, onnxruntime
@@ -101,17 +105,17 @@ def export_onnx(
 
 
 def check_onnx_packages() -> None:
-    """Raises unless the packages are there that ONNX files take."""
+    """Raises unless the packages that ONNX export needs are installed."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            "Writing and checking ONNX files takes further packages: `pip install -e '.[onnx]'` in "
-            f"a copy of this repository, or `pip install {' '.join(missing)}`. "
+            "Writing and checking ONNX files needs more packages: `pip install -e '.[onnx]'` in a "
+            f"copy of this repository, or `pip install {' '.join(missing)}`. "
             f"Received: no module named {', '.join(map(repr, missing))}"
         )
 
 
-def _converted(name: str, function: Any) -> Any:
+def _converted(name: str, function: tf.types.experimental.PolymorphicFunction) -> Any:
     """Returns a function as a valid `onnx.ModelProto`."""
     import onnx
     import tf2onnx
@@ -123,14 +127,14 @@ def _converted(name: str, function: Any) -> Any:
             opset=_OPSET,
             custom_op_handlers={"Erfc": (_write_erfc, [])},
         )
-    except Exception as error:  # Of any kind: what no one thought of.
+    except Exception as error:  # tf2onnx has no error class of its own.
         raise ValueError(f"tf2onnx failed: {error}. Received: signature {name!r}") from error
-    # What it cannot translate tf2onnx leaves in the graph, under TensorFlow's name.
+    # tf2onnx leaves operations that it cannot translate in the graph, under TensorFlow's names.
     unknown = sorted({n.op_type for n in proto.graph.node if not _is_standard(n)})
     if unknown:
         raise ValueError(
-            "ONNX has no such operation, or tf2onnx does not know how to write it: build the "
-            f"networks without it. Received: {', '.join(unknown)} in signature {name!r}"
+            "ONNX has no such operation, or tf2onnx cannot translate it: build the networks "
+            f"without it. Received: {', '.join(unknown)} in signature {name!r}"
         )
     for tensor in (*proto.graph.input, *proto.graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_param = "B"
@@ -138,14 +142,14 @@ def _converted(name: str, function: Any) -> Any:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ValueError(
-            "tf2onnx has made an invalid file, as may be where networks are not in float32: "
+            "tf2onnx has made an invalid file, which can happen if networks are not in float32: "
             f"{error}. Received: signature {name!r}"
         ) from error
     return proto
 
 
 def _write_erfc(graph: Any, node: Any, *_: Any) -> None:
-    """Writes `1 - erf(x)` for `erfc(x)`, of which Keras's GELU is made and which tf2onnx lacks."""
+    """Writes `erfc(x)`, which Keras' GELU uses and tf2onnx lacks, as `1 - erf(x)`."""
     shapes, dtypes = node.output_shapes, node.output_dtypes
     graph.remove_node(node.name)
     one = graph.make_const(f"{node.name}_one", np.array(1.0, np.float32))
@@ -160,8 +164,8 @@ def _is_standard(node: Any) -> bool:
     return node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type, _OPSET)
 
 
-def _runner(contents: dict[str, bytes]) -> Any:
-    """Returns what runs a signature in ONNX Runtime."""
+def _runner(contents: dict[str, bytes]) -> Run:
+    """Returns a function that runs a signature in ONNX Runtime."""
     import onnxruntime
 
     def run(name: str, feed: Arrays) -> Arrays:

@@ -15,6 +15,8 @@ from tf_mcvae.export.arguments import check_model
 from tf_mcvae.export.portable import (
     SIGNATURES,
     Arrays,
+    Run,
+    Signature,
     check_answers,
     check_signatures,
     taking,
@@ -26,37 +28,37 @@ from tf_mcvae.models import MonteCarloVAE
 def export_tflite(
     model: MonteCarloVAE,
     path: str | os.PathLike[str],
-    signatures: Sequence[str] = SIGNATURES,
+    signatures: Sequence[Signature] = SIGNATURES,
     *,
     float16: bool = False,
     overwrite: bool = False,
 ) -> pathlib.Path:
     """Writes a trained model as one TFLite (LiteRT) file with several signatures.
 
-    The signatures, their tensors and what they compute are those of `export_onnx`, which see.
-    Weights that signatures share are stored once. The file has TFLite's own operations alone: it
-    runs in any of its runtimes without the Flex delegate (TensorFlow's kernels).
+    The signatures and their tensors are documented in `export_onnx`. Weights that signatures share
+    are stored once. The file contains only TFLite's own operations, so it runs in any TFLite
+    runtime without the Flex delegate (TensorFlow's kernels).
 
-    The number of rows B is 1 until the inputs are resized; the signature runners of Python do so
-    on every call. B = 0 is not known to TFLite.
+    The number of rows B is 1 until the inputs are resized, which Python's signature runners do at
+    every call. TFLite does not support B = 0.
 
     Args:
         model: A built model.
         path: The file, such as `"digits.tflite"`.
-        signatures: Some of `"encode"`, `"decode"` and `"reconstruct"`.
-        float16: Whether weights are stored in half precision, in a file of half the size; inputs,
-            outputs and most runtimes' arithmetic stay `float32`.
-        overwrite: Whether an existing file is replaced.
+        signatures: One or more of `"encode"`, `"decode"` and `"reconstruct"`.
+        float16: Whether to store weights in half precision, which halves the file size. Inputs,
+            outputs and the arithmetic of most runtimes stay in `float32`.
+        overwrite: Whether to replace an existing file.
 
     Returns:
-        The path. The file appears when it is complete, after it has been run and compared with the
+        The path. The file is complete when it appears, and has been run and compared with the
         model.
 
     Raises:
-        TypeError: If `model` is none of this package, or `path` no path.
-        ValueError: If the model is not built; a signature draws random numbers, or is unknown; the
-            networks draw random numbers outside of training, run Python code, ask for XLA, or hold
-            an operation that TFLite lacks; or the file exists or cannot be written.
+        TypeError: If `model` is not a tf_mcvae model, or `path` is not a path.
+        ValueError: If the model is not built; a signature draws random numbers or is unknown; the
+            networks draw random numbers outside of training, run Python code, require XLA, or
+            contain an operation that TFLite lacks; or the file exists or cannot be written.
 
     Example:
         >>> import tempfile, tf_mcvae
@@ -80,13 +82,15 @@ def export_tflite(
     return pathlib.Path(path)
 
 
-def _converted(functions: dict[str, Any], float16: bool) -> bytes:
-    """Returns the content of a file."""
+def _converted(
+    functions: dict[str, tf.types.experimental.PolymorphicFunction], float16: bool
+) -> bytes:
+    """Returns the content of the file."""
     concrete = {name: function.get_concrete_function() for name, function in functions.items()}
     module = tf.Module()
     module.state = list({id(v): v for f in concrete.values() for v in f.graph.variables}.values())
     with tempfile.TemporaryDirectory() as folder:
-        # Only from a file does the converter take several signatures.
+        # The converter accepts several signatures only from a SavedModel.
         tf.saved_model.save(module, folder, concrete)
         _prepare(pathlib.Path(folder) / "saved_model.pb")
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, list(concrete))
@@ -95,24 +99,24 @@ def _converted(functions: dict[str, Any], float16: bool) -> bytes:
             converter.target_spec.supported_types = [tf.float16]
         try:
             return converter.convert()
-        except Exception as error:  # Of several kinds.
+        except Exception as error:  # The converter raises errors of several classes.
             raise ValueError(_refusal(str(error))) from error
 
 
 def _refusal(error: str) -> str:
-    """Returns what a user needs of the converter's message of many lines."""
+    """Returns a short form of the converter's message, which has many lines."""
     lacking = re.findall(r"^(?:TF Select|Custom) ops: (.*)$", error, re.MULTILINE)
     lacking = lacking or re.findall(r"error: .*('tf\.\w+' op .*)", error)
     return (
-        "TFLite has no such operation, or not in this form: build the networks without it, and in "
+        "TFLite has no such operation, or not for these inputs: build the networks without it, in "
         f"float32. Received: {', '.join(lacking) or error.splitlines()[0]}"
     )
 
 
-def _runner(content: bytes) -> Any:
-    """Returns what runs a signature in TensorFlow's own TFLite interpreter."""
+def _runner(content: bytes) -> Run:
+    """Returns a function that runs a signature in TensorFlow's TFLite interpreter."""
     with warnings.catch_warnings():
-        # That it moves to a package of its own. Here it is the one that need not be installed.
+        # TensorFlow recommends the package ai-edge-litert, which this would otherwise depend on.
         warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")
         interpreter = tf.lite.Interpreter(model_content=content)
 
@@ -122,12 +126,11 @@ def _runner(content: bytes) -> Any:
     return run
 
 
-# The error function, which TFLite has only within its GELU.
-
-
 @tf.function(input_signature=[tf.TensorSpec(None, tf.float32)], autograph=False)
 def _erf(x: tf.Tensor) -> tf.Tensor:
-    """Computes the error function, to 5e-7.
+    """Computes the error function, with an absolute error below 5e-7.
+
+    TFLite implements it only as a part of its GELU.
 
     Reference:
         Abramowitz and Stegun, Handbook of Mathematical Functions, 1964, formula 7.1.26.
@@ -140,15 +143,15 @@ def _erf(x: tf.Tensor) -> tf.Tensor:
 
 
 def _prepare(path: pathlib.Path) -> None:
-    """Puts `_erf` into a SavedModel's graphs where the converter does not know what to do."""
+    """Replaces the operations `Erf` of a SavedModel that the converter cannot translate."""
     saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     erf = _erf.get_concrete_function().function_def
     for library in (graph.graph_def.library for graph in saved.meta_graphs):
         for function in library.function:
-            # `x/2 (1 + erf(...))` becomes GELU: an erf to which something is added is left alone.
+            # The converter turns `x/2 (1 + erf(...))` into GELU, so an erf in a sum is kept.
             added = {i.split(":")[0] for n in function.node_def if n.op == "AddV2" for i in n.input}
             for node in function.node_def:
-                # Nobody differentiates the file, and loading it would warn of what is not there.
+                # The file is never differentiated, and missing gradients would cause warnings.
                 node.attr.pop("_gradient_op_type", None)
                 if _is_single_erf(node) and node.name not in added:
                     node.op = erf.signature.name
@@ -156,7 +159,7 @@ def _prepare(path: pathlib.Path) -> None:
         library.function.append(erf)
         output = library.function[-1].signature.output_arg[0]
         library.function[-1].ret["y"] = library.function[-1].ret.pop(output.name)
-        output.name = "y"  # As that of the operation `Erf`.
+        output.name = "y"  # The name of the output of the operation `Erf`.
     path.write_bytes(saved.SerializeToString())
 
 

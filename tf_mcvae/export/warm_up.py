@@ -1,8 +1,8 @@
-"""Requests in the form that TensorFlow Serving replays when it loads a model.
+"""Requests in the format that TensorFlow Serving replays when it loads a model.
 
-The messages are `PredictionLog` of `tensorflow-serving-api`, a package that is needed for nothing
-else here. They are written in the wire format of protocol buffers: a field is its number, its
-length, and its bytes.
+The messages are `PredictionLog`s of `tensorflow-serving-api`. To avoid that dependency, they are
+encoded here in the wire format of protocol buffers: a field is its number, its length, and its
+bytes.
 """
 
 import pathlib
@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-# Numbers of fields, as in the message's definitions.
+# Field numbers of the message definitions.
 _PREDICT_LOG = 6  # PredictionLog.predict_log
 _REQUEST = 1  # PredictLog.request
 _MODEL_SPEC, _INPUTS = 1, 2  # PredictRequest
@@ -22,7 +22,7 @@ _BYTES_WITH_LENGTH = 2
 
 
 def _number(value: int) -> bytes:
-    """Returns an integer in groups of seven bits, the low ones first."""
+    """Returns an integer in groups of seven bits, the lowest first."""
     groups = bytearray()
     while value > 127:
         groups.append(value & 127 | 128)
@@ -49,11 +49,12 @@ def prediction_log(signature: str, inputs: Mapping[str, Any]) -> bytes:
 
 
 def write_requests(path: pathlib.Path, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Writes requests, pairs of a signature's name and its inputs, as a file of TFRecords.
+    """Writes requests as a TFRecord file.
 
     Args:
-        path: For warm-up `<version>/assets.extra/tf_serving_warmup_requests`.
-        requests: At most 1000, for warm-up.
+        path: The file. TensorFlow Serving reads
+            `<version>/assets.extra/tf_serving_warmup_requests`.
+        requests: Pairs of a signature's name and its inputs. TensorFlow Serving reads at most 1000.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
