@@ -1,11 +1,11 @@
-"""Options and fixtures that all tests share."""
+"""Options and fixtures of all tests."""
 
 import gc
 import os
 import sys
 
 if "--runslow" not in sys.argv:
-    # LLVM's optimisation is half of what compiling with XLA costs, and tests run the code once.
+    # LLVM's optimisation takes half the compile time of XLA, and tests run the code only once.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -21,7 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(autouse=True, scope="module")
 def short_collections():
-    """Keeps Python's garbage collector from going over all earlier modules' graphs again."""
+    """Stops the garbage collector from traversing the graphs of earlier test modules again."""
     yield
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""The most memory that a process has held."""
+"""Peak memory of a process."""
 
 import os
 import pathlib
@@ -11,16 +11,16 @@ on_linux = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="r
 
 
 def peak() -> float:
-    """Returns the most memory that this process has held, in MiB.
+    """Returns the peak memory of this process, in MiB.
 
-    `resource.getrusage` would count what the process held that it was started from.
+    `resource.getrusage` would include the memory of the parent process.
     """
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
 
 
 def printed(code, *words):
-    """Runs Python code in a process of its own, `peak` at hand; returns the words it prints."""
+    """Runs Python code, in which `peak` is defined, in a new process; returns its printed words."""
     tests = pathlib.Path(__file__).parent
     paths = os.pathsep.join(map(str, (tests.parent, tests)))
     command = [sys.executable, "-c", f"import sys\nfrom memory import peak\n{code}"]

@@ -1,4 +1,4 @@
-"""The ways in which TensorFlow may run a function; the results are to be the same."""
+"""The ways in which TensorFlow can run a function. All must give the same results."""
 
 import pytest
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""A model that remembers what it is trained on."""
+"""A model that records its training data."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 class Recorder(keras.Model):
-    """Learns nothing; takes batches eagerly."""
+    """Records batches eagerly and learns nothing."""
 
     def __init__(self):
         super().__init__()
@@ -23,7 +23,7 @@ class Recorder(keras.Model):
 
 
 def recorded(train, epochs, **kwargs):
-    """What `fit` takes of a data set, in its order."""
+    """The examples that `fit` reads from a data set, in their order."""
     model = Recorder()
     model.fit(train, epochs=epochs, shuffle=False, verbose=0, **kwargs)
     return np.concatenate(model.seen)

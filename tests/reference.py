@@ -50,7 +50,7 @@ def gaussian_kl(loc, scale):
 
 
 def advantages(log_weights):
-    """Log weights less the mean of the others, over axis 0; of one alone, less nothing."""
+    """Log weights minus the mean of the others, over axis 0. A single one is returned as is."""
     log_weights = np.asarray(log_weights, np.float64)
     others = [np.delete(log_weights, s, 0) for s in range(len(log_weights))]
     baseline = [other.mean(0) if len(other) else 0.0 for other in others]
@@ -58,7 +58,7 @@ def advantages(log_weights):
 
 
 class LinearGaussian:
-    """x = W z + mu + sigma noise, z ~ N(0, I), with an encoder that is off on purpose.
+    """x = W z + mu + sigma noise, z ~ N(0, I), with an encoder that is deliberately inexact.
 
     The exact posterior is `N(M (x - mu), P)`, `P = (I + W'W / sigma^2)^-1`, `M = P W' / sigma^2`.
     The encoder takes a shifted mean and a wider, diagonal scale, so that importance weights vary
@@ -110,14 +110,15 @@ class LinearGaussian:
         return (1 - b) * (loc - z) / variance + b * joint
 
     def elbo(self, x):
-        """The exact `E_q[log p(x, z) - log q(z|x)]`, `[B]`: squares gain what q varies by."""
+        """The exact `E_q[log p(x, z) - log q(z|x)]`, `[B]`."""
         loc, variance = self.encoder_moments(x)
+        # The expectation of a square adds the variance of q.
         spread = np.sum(self.weight**2 @ variance) / self.sigma**2
         log_lik = normal_log_prob(x, loc @ self.weight.T + self.loc, self.sigma) - 0.5 * spread
         return log_lik - gaussian_kl(loc, np.sqrt(variance))
 
     def networks(self):
-        """An encoder and a decoder of plain Keras layers, as a user would make them."""
+        """An encoder and a decoder of Keras layers, like those of a user."""
         encoder = keras.Sequential([keras.layers.Dense(2 * self.latent_dim)])
         decoder = keras.Sequential([keras.layers.Dense(self.data_dim)])
         encoder.build((None, self.data_dim))

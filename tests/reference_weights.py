@@ -1,4 +1,4 @@
-"""Finds the recorded files, and reads networks' arrays from them by `integrations.reference`."""
+"""Finds the recorded files, and reads their networks' arrays with `integrations.reference`."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from tf_mcvae.integrations.reference import network_weights
 
 _ROOT = Path(__file__).resolve().parents[1]
 
-# Recorded on the small dense networks; part of the project.
+# Recorded with the small dense networks. These files are part of the project.
 DENSE_FIXTURES = sorted((_ROOT / "tests/fixtures").glob("*.npz"))
 
-# Recorded on the convolutional networks; too large for the project, read where they are to be had.
+# Recorded with the convolutional networks. These files are too large for the project.
 CONV_FIXTURES = sorted(
     path
     for folder in (_ROOT, _ROOT.parent)
@@ -29,7 +29,7 @@ def image_shape(arrays):
 
 
 def reference_arrays(arrays, prefix, kind="param"):
-    """The arrays of a network, weights or gradients, as its `weights` are laid out."""
+    """The arrays of a network, weights or gradients, in the layout of its `weights`."""
     return network_weights(group(arrays, kind), prefix, image_shape(arrays))
 
 

@@ -1,7 +1,7 @@
 """Replays recorded random draws through the library, and builds the recorded models.
 
-The library draws everything through `tf_mcvae.random`. Replaying swaps its four functions: a seed
-then holds the number of the recorded draw, which works in eager, graph and XLA execution alike.
+The library draws all random numbers with `tf_mcvae.random`. Replaying replaces its four functions.
+A seed then holds the index of a recorded draw, which works in eager, graph and XLA execution.
 """
 
 import ast
@@ -17,7 +17,7 @@ ROOT_SEED = tf.constant([0, 0])
 
 
 class Fixture:
-    """One recorded run: its settings, arrays, and the shapes to unfold them with."""
+    """A recorded run: its settings, its arrays and their shapes."""
 
     def __init__(self, path):
         with np.load(path) as archive:
@@ -53,7 +53,7 @@ class Fixture:
 
 
 def replay_draws(monkeypatch, fixture):
-    """Makes `tf_mcvae.random` hand out the recorded draws; begin with `ROOT_SEED`."""
+    """Makes `tf_mcvae.random` return the recorded draws. Start from `ROOT_SEED`."""
     normals, uniforms = fixture.draws("normal"), fixture.draws("uniform")
 
     def drawn(values, shape):

@@ -1,21 +1,41 @@
-"""Files that are never half written, and JSON that is always valid."""
+"""Files and folders that are never half written, and JSON that is always valid."""
 
-import contextlib
 import json
+import math
+
+import pytest
 
 from tf_mcvae.files import replacing, write_json
 
 
-def test_replacing_keeps_the_old_content_when_writing_fails(tmp_path):
-    path = tmp_path / "file.json"
-    write_json(path, {"a": 1})
-    with contextlib.suppress(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["file.json"]
+def write(path, text, as_folder):
+    if as_folder:
+        path.mkdir()
+    (path / "a.txt" if as_folder else path).write_text(text)
 
 
-def test_json_is_valid_where_numbers_are_not_finite(tmp_path):
-    write_json(tmp_path / "file.json", {"a": [float("nan"), 1.0], "b": (float("inf"), "x")})
-    assert json.loads((tmp_path / "file.json").read_text()) == {"a": [None, 1.0], "b": [None, "x"]}
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_content_is_replaced(as_folder, tmp_path):
+    path = tmp_path / "name"
+    for text in ("old", "new"):
+        with replacing(path) as temporary:
+            write(temporary, text, as_folder)
+        assert (path / "a.txt" if as_folder else path).read_text() == text
+        assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_old_content_stays_when_writing_fails(as_folder, tmp_path):
+    path = tmp_path / "name"
+    write(path, "old", as_folder)
+    with pytest.raises(OSError, match="disk full"), replacing(path) as temporary:
+        write(temporary, "new", as_folder)
+        raise OSError("disk full")
+    assert (path / "a.txt" if as_folder else path).read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_has_null_for_numbers_that_are_not_finite(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [1.5, math.nan], "b": (math.inf, "x")})
+    values = json.loads((tmp_path / "a.json").read_text())
+    assert values == {"a": [1.5, None], "b": [None, "x"]}

@@ -1,4 +1,4 @@
-"""Tests of the export: what a server that has TensorFlow alone answers."""
+"""The exported SavedModel: answers of a server that has only TensorFlow, and its folders."""
 
 import json
 import pathlib
@@ -28,13 +28,13 @@ INPUTS = {
     "log_likelihood": ("x", "seed"),
     "anomaly_score": ("x", "seed"),
 }
-# Beside each signature of images there is one of bytes.
+# Each signature of images has a second form for bytes.
 OF_BYTES = {f"{name}_uint8" for name, keys in INPUTS.items() if "x" in keys} - {
     "serving_default_uint8"
 }
 
-# Loads a model with TensorFlow alone and answers with batches of 7 rows, of the last of these,
-# and of none.
+# Loads a model with TensorFlow only. Answers all 7 rows, the last of them alone, and an empty
+# batch.
 SERVER = f"""
 import sys
 for name in ("keras", "tf_keras", "tensorflow_probability", "tf_mcvae"):
@@ -72,7 +72,7 @@ def make_flow():
 def make_lmcvae():
     options = {"num_transitions": 3, "step_size": 0.05, "schedule": "sigmoidal"}
     model = built(tf_mcvae.LMCVAE(*networks(), cloned_decoder=True, **options))
-    # As training would: a clone that differs from the decoder.
+    # After training the clone differs from the decoder.
     clone = model.transition_decoder
     clone.set_weights([1.5 * weight for weight in clone.get_weights()])
     return model
@@ -86,7 +86,7 @@ def make_conv():
     return tf_mcvae.LMCVAE(*networks("conv"), num_transitions=2, schedule="all_learnable")
 
 
-# `test_serving_cpp.py` and `test_serving_protocol.py` have further ones by default.
+# `test_serving_cpp.py` and `test_serving_protocol.py` run others by default.
 MODELS = [
     pytest.param(make, marks=pytest.mark.slow)
     for make in (make_flow, make_lmcvae, make_amcvae, make_conv)
@@ -104,7 +104,7 @@ CARD = {"data": {"name": "noise", "binarize": None}, "metrics": {"elbo": -3.5, "
 
 @pytest.fixture(scope="module")
 def small_path(small_model, tmp_path_factory):
-    """Versions 7 and 8 of a model; the first with all options."""
+    """Versions 7 and 8 of a model, the first with all options."""
     path = tmp_path_factory.mktemp("new") / "model"
     options = {"calibration": CALIBRATION, "pixel_range": (0.25, 0.75), "card": CARD}
     version = export_saved_model(small_model, str(path), 7, NUM_SAMPLES, **options)
@@ -161,7 +161,7 @@ def expected_answers(model, x, z, seed, num_samples):
     mean = weights.mean(axis=0)
     log_likelihood = log_weights.max(axis=0) + np.log(mean)
     standard_error = weights.std(axis=0, ddof=1) / np.sqrt(NUM_SAMPLES) / mean
-    # Drawn in groups of eight.
+    # Draws are made in groups of eight.
     further = tf_mcvae.random.fold_in(tf.constant(seed), 1)
     draws = [*model.posterior_sample(x, 8, seed), *model.posterior_sample(x, 3, further)]
     return {
@@ -202,7 +202,7 @@ def test_a_row_gets_the_same_answer_whatever_is_batched_beside_it(answers):
         together, alone = answers[key], answers[key.removesuffix("all") + "last"]
         np.testing.assert_allclose(alone[0], together[6], rtol=1e-4, atol=1e-5, err_msg=key)
         np.testing.assert_allclose(together[4], together[1], rtol=1e-4, atol=1e-5, err_msg=key)
-    # Unequal requests, of which the seed is a part, get unequal answers.
+    # Requests with different seeds get different answers.
     draws = answers["generate/z/all"]
     assert len(np.unique(draws.round(4), axis=0)) == 6
 
@@ -211,7 +211,7 @@ def test_an_empty_batch_gets_an_empty_answer(answers):
     for key in answers:
         if key.endswith("/none"):
             full = answers[key.removesuffix("none") + "all"]
-            # A request of no rows asks for no number of draws.
+            # A request without rows has no `num_samples`, and 1 is the default.
             shape = (0, 1, LATENT_DIM) if "posterior_samples" in key else (0, *full.shape[1:])
             assert answers[key].shape == shape
 
@@ -240,7 +240,7 @@ def test_each_weight_is_stored_once(model, folder):
         weights += model.flow.weights
     num_bytes = 4 * sum(int(np.prod(weight.shape)) for weight in weights)
     stored = sum(file.stat().st_size for file in (folder / "1" / "variables").iterdir())
-    # Beside the numbers there is an index of names and shapes.
+    # The files also contain an index of names and shapes.
     assert num_bytes <= stored < 1.02 * num_bytes + 3000
 
 
@@ -252,8 +252,8 @@ def test_the_standard_error_is_the_spread_over_seeds(small_served):
     answer = served(x=x, seed=seed)
     spread = np.std(answer["log_likelihood"])
     assert spread > 0.005
-    # The spread of 1000 draws is known to 2.2 % (one standard deviation), and the linear
-    # approximation behind the standard error costs a few per cent: about one false alarm in 1e6.
+    # The spread of 1000 draws has a standard deviation of 2.2 %, and the linear approximation of
+    # the standard error is off by a few per cent: about one false alarm in 1e6.
     assert np.sqrt(np.mean(np.square(answer["standard_error"]))) == pytest.approx(spread, rel=0.15)
 
 
@@ -268,7 +268,7 @@ def test_half_precision_networks_answer_in_float32(tmp_path):
 
 
 def call(signatures, name, **inputs):
-    """Runs a signature as a server does, where Python does not look at the shapes first."""
+    """Runs a signature as a server does, without the checks of shapes in Python."""
     function = signatures[name]
     return tf.raw_ops.StatefulPartitionedCall(
         args=[*(tf.constant(inputs[key]) for key in sorted(inputs)), *function.captured_inputs],
@@ -328,9 +328,9 @@ def test_versions_count_up_from_the_highest(small_model, small_path):
     names = sorted(path.name for path in small_path.iterdir())
     assert names == ["7", "8", "README.md", "model_card.json"]
     assert (small_path / "7" / "saved_model.pb").read_bytes() == before
-    # Another user's server can read it.
+    # A server of another user can read it.
     assert (small_path / "8").stat().st_mode & 0o005 == 0o005
-    # Beside the versions, the card of the newest.
+    # The card of the latest version is copied to the folder of the versions.
     for name in ("README.md", "model_card.json"):
         assert (small_path / name).read_bytes() == (small_path / "8" / name).read_bytes()
 
@@ -344,7 +344,7 @@ def test_the_card_says_what_is_served(small_path):
     assert card["serving"]["uint8_pixel_range"] == [0.25, 0.75]
     assert card["serving"]["calibration_images"] == len(CALIBRATION)
     assert card["data"] == CARD["data"]
-    assert card["metrics"] == {"elbo": -3.5, "nan": None}  # JSON knows no NaN.
+    assert card["metrics"] == {"elbo": -3.5, "nan": None}  # JSON has no NaN.
     readme = (small_path / "7" / "README.md").read_text("utf-8")
     assert "| `log_likelihood` | `standard_error` | [B] | float32 | nats |" in readme
     assert "- elbo: -3.5" in readme
@@ -370,7 +370,7 @@ def test_p_values_are_ranks_among_the_calibration_images(small_served):
     own = np.stack([np.arange(19), np.full([19], -1)], axis=1).astype(np.int32)
     ordinary = served(x=tf.constant(CALIBRATION), seed=tf.constant(own))
     scores = ordinary["anomaly_score"].numpy()
-    # With the seeds of the calibration these are its own scores: the highest has one as high.
+    # With the seeds of the calibration, the scores are equal: the highest has one as high.
     ranks = np.argsort(np.argsort(-scores))
     np.testing.assert_allclose(ordinary["p_value"], (2.0 + ranks) / 20.0, atol=1.01 / 20)
     x = np.concatenate([CALIBRATION[:4], (CALIBRATION[:4] > 0.5).astype(np.float32)])
@@ -397,7 +397,7 @@ def test_a_run_is_exported_with_what_is_known_of_it(small_model, tmp_path):
     assert (card["data"]["name"], card["data"]["num_train"]) == ("digits", data.spec.num_train)
     assert card["settings"]["binarize"] is True
     assert card["versions"]["tf_mcvae"] == tf_mcvae.__version__
-    # Four for each image that is scored, of the 150 that are there.
+    # Four for each scored image, from 150 available ones.
     assert card["serving"]["calibration_images"] == 40
     assert "p_value" in card["signatures"]["anomaly_score"]["outputs"]
 
@@ -409,7 +409,7 @@ def test_an_answer_that_is_not_finite_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="Received: 2 of 2 images"):
         export_saved_model(model, tmp_path, calibration=far)
     signatures = tf.saved_model.load(str(export_saved_model(model, tmp_path))).signatures
-    # The square of such a pixel is no number, though the pixel is.
+    # The pixel is finite, but its square is not.
     with pytest.raises(tf.errors.InvalidArgumentError, match="no finite answer"):
         call(signatures, "log_likelihood", x=images(value=1e30), seed=SEEDS)
 
@@ -474,7 +474,7 @@ def test_arguments_are_checked(small_model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# What a server cannot run.
+# Operations that a server cannot run.
 
 OPERATIONS = {
     "EagerPyFunc": lambda y: tf.py_function(np.array, [y], tf.float32),
@@ -494,7 +494,7 @@ class OddDecoder(tf_mcvae.Decoder):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_what_no_server_can_run_is_found_in_a_file(operation, tmp_path, monkeypatch):
-    """A SavedModel written by other means."""
+    """The SavedModel is written without the export."""
     monkeypatch.setattr(OddDecoder, "operation", operation)
     model = built(tf_mcvae.VAE(*networks(decoder=OddDecoder)))
     module = tf.Module()

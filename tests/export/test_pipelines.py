@@ -32,7 +32,7 @@ def row_seeds(number):
 
 
 def mapped(function, workers, batch_size=16):
-    """The results of a function of numbers and images in a pipeline, each output as one array."""
+    """The outputs of a function of numbers and images in a pipeline, each as one array."""
     batches = tf.data.Dataset.from_tensor_slices(IMAGES).enumerate().batch(batch_size)
     results = list(batches.map(function, num_parallel_calls=workers).as_numpy_iterator())
     return [np.concatenate(parts) for parts in zip(*results, strict=True)]
@@ -58,7 +58,7 @@ class TestMap:
     def test_of_a_keras_model_gives_the_same_numbers_in_parallel(self, kind, options):
         model = make_model(kind, **options)
 
-        # Traced once for all that follows.
+        # Traced once for all the checks below.
         @tf.function(
             input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([None, *SHAPE])]
         )
@@ -70,7 +70,7 @@ class TestMap:
         alone = mapped(run, None)
         for one, other in zip(alone, mapped(run, 4), strict=True):
             np.testing.assert_array_equal(one, other)
-        # Outside a pipeline, and in batches of another size: equal to rounding.
+        # Equal, to rounding, to results outside a pipeline and in batches of another size.
         whole = run(np.arange(60), IMAGES)
         for one, other, expected in zip(alone, mapped(run, 4, 25), whole, strict=True):
             np.testing.assert_allclose(one, expected, rtol=1e-4, atol=1e-4)
@@ -180,7 +180,7 @@ class TestEncoderFeatures:
         head.fit(IMAGES, LABELS, verbose=0)
         changed = zip(features.encoder.get_weights(), model.encoder.get_weights(), strict=True)
         assert all(np.any(own != old) for own, old in changed)
-        # The model that it came from is as it was, and can itself still be trained.
+        # The original model is unchanged, and can still be trained.
         for now, old in zip(model.get_weights(), before, strict=True):
             np.testing.assert_array_equal(now, old)
         assert len(model.encoder.trainable_variables) == 4

@@ -45,7 +45,7 @@ def built(model, shape=SHAPE):
 
 
 def perturbed(model, shape=SHAPE):
-    """No weight is zero, so that none can be left out; the flow does something."""
+    """Makes all weights nonzero, so that omitting one is noticed and a flow is not the identity."""
     rng = np.random.default_rng(3)
     built(model, shape).set_weights(
         [w + 0.1 * rng.normal(size=w.shape).astype(np.float32) for w in model.get_weights()]
@@ -137,7 +137,7 @@ def arrays(model, num_rows, seed=5):
 
 
 def draw_base(model, x, seed):
-    """A draw of the encoder's posterior, after the flow if there is one, before transitions."""
+    """A draw of the encoder's posterior, after the flow if there is one, but before transitions."""
     if isinstance(model, tf_mcvae.FlowVAE):
         return model.posterior_sample(x, 1, seed)[0]
     return tf_mcvae.MonteCarloVAE.posterior_sample(model, x, 1, seed)[0]
@@ -145,12 +145,12 @@ def draw_base(model, x, seed):
 
 def close(answer, expected, tolerance=1e-5):
     assert answer.dtype == np.float32
-    # What a sum loses to rounding goes by its largest terms.
+    # The rounding error of a sum is proportional to its largest terms.
     atol = tolerance * max(1.0, np.max(np.abs(expected), initial=0.0))
     np.testing.assert_allclose(answer, expected, rtol=tolerance, atol=atol)
 
 
-# What the files answer.
+# Outputs of the files.
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 2])
@@ -168,7 +168,7 @@ def test_a_file_answers_as_the_keras_model_does(num_rows, model, opened):
 
 
 def test_no_rows_get_no_rows(model, opened):
-    """Or an error of LiteRT, which does not know an empty tensor everywhere; numbers never."""
+    """LiteRT may raise an error instead, since not all its operations accept empty tensors."""
     refusals = () if isinstance(opened, Onnx) else (RuntimeError, ValueError)
     given = arrays(model, 0)
     for name, keys in INPUTS.items():
@@ -176,7 +176,7 @@ def test_no_rows_get_no_rows(model, opened):
             for answer in opened.run(name, **{key: given[key] for key in keys}).values():
                 assert answer.shape in ((0, model.latent_dim), (0, *model.event_shape))
     z = arrays(model, 1)["z"]
-    close(opened.run("decode", z=z)["image"], model.decode(z))  # It goes on.
+    close(opened.run("decode", z=z)["image"], model.decode(z))  # The next request works.
 
 
 BAD = {
@@ -209,7 +209,7 @@ def test_what_does_not_fit_gets_the_error_of_the_runtime(kind, small):
 
 
 def test_flat_images(small, small_model):
-    """LiteRT looks at shapes only where an operation does: a dense network takes flat images."""
+    """LiteRT checks shapes only where an operation does: a dense network accepts flat images."""
     from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
     x = arrays(small_model, 2)["x"]
@@ -357,7 +357,7 @@ def test_half_precision_networks_are_refused_with_a_reason(tmp_path):
 
 @pytest.mark.parametrize("kind", RUNTIMES)
 def test_what_a_runtime_computes_otherwise_is_refused(kind, small_model, tmp_path, monkeypatch):
-    """Here for the model, which has a `reconstruct` of its own that no export knows."""
+    """The difference is caused by a `reconstruct` of the model that the export does not use."""
     monkeypatch.setattr(small_model, "reconstruct", lambda x: 0.5 * small_model.call(x))
     message = (
         r"does not answer as the model does: `image` is off.*Received: signature 'reconstruct'"
@@ -455,7 +455,7 @@ def test_signatures_are_those_of_the_saved_model():
 
 
 def test_the_code_of_the_documentation(tmp_path, monkeypatch):
-    """The export as it stands; then the runtimes, where TensorFlow cannot be imported."""
+    """Runs the export, and the runtimes in a process that cannot import TensorFlow."""
     text = (pathlib.Path(__file__).parents[2] / "docs/runtimes.md").read_text("utf-8")
     export, *runs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The export in a C++ server: its own loader, XLA off, requests as they come over the wire."""
+"""The export in a C++ server with its own loader, without XLA, from serialised requests."""
 
 import re
 
@@ -87,7 +87,7 @@ def slices(rows):
 
 @pytest.fixture(scope="module")
 def answers(program, served):
-    """Answers to all that is asked of the server, which is started once: the slow part."""
+    """Answers to all requests. The server is started only once, since starting it is slow."""
     warm_up = loader.read_requests(served[1] / WARM_UP)
     requests = {
         "warm-up": warm_up,
@@ -110,7 +110,7 @@ def answers(program, served):
 
 
 def by_name(found):
-    """Outputs by the names of the signatures, where all went well."""
+    """Outputs by the names of the signatures, after a check that there are no errors."""
     assert {(a.code, a.message) for a in found} == {(OK, "")}
     return {name: answer.outputs for name, answer in zip(REQUESTS, found, strict=True)}
 
@@ -145,7 +145,7 @@ def test_warm_up_requests_are_answered_as_in_python(served, answers):
         assert (answer.code, answer.message) == (OK, "")
         assert all(len(value) == 1 for value in inputs.values())
         if name.endswith("_uint8"):
-            continue  # `test_bytes_are_the_images_they_stand_for` is about these.
+            continue  # `test_bytes_are_the_images_they_stand_for` checks these.
         got = signatures[name](**{key: tf.constant(value) for key, value in inputs.items()})
         assert got.keys() == answer.outputs.keys()
         for key, value in got.items():
@@ -170,7 +170,7 @@ def test_bytes_are_the_images_they_stand_for(served, answers):
             if f"{name}_uint8" in got:
                 of_bytes = got[f"{name}_uint8"][key]
                 np.testing.assert_allclose(of_bytes, value, rtol=1e-4, atol=1e-5)
-    # Black and white are both in range.
+    # Both black and white are in the support.
     expected, _ = served[0].encode((EXTREMES / 255).astype(np.float32))
     loc = answers["extremes"][0].outputs["loc"]
     np.testing.assert_allclose(loc, expected, rtol=1e-4, atol=1e-5)
@@ -237,7 +237,7 @@ def test_an_unknown_signature(answers):
 
 @pytest.mark.slow
 def test_ten_thousand_rows_in_bounded_memory(program, tmp_path):
-    """16 draws for each row: at once they would hold 655 MB in the decoder's widest layer alone."""
+    """With 16 draws a row, the decoder's widest layer would need 655 MB for all rows at once."""
     keras.utils.set_random_seed(4)
     options = {"architecture": "dense", "hidden_units": (1024,)}
     encoder, decoder = tf_mcvae.Encoder(2, **options), tf_mcvae.Decoder((4, 4, 1), **options)
@@ -266,7 +266,7 @@ def test_a_jitted_export_needs_a_server_with_xla(program, tmp_path):
     (answer,), _, _ = loader.replay(program, jitted, [("encode", {"x": X})])
     assert answer.code == INTERNAL
     assert "XLA compilation disabled" in answer.message
-    # In Python, where XLA is on, it gives what a plain one gives.
+    # In Python, where XLA is enabled, it has the same outputs as a model without XLA.
     signatures = tf.saved_model.load(str(jitted)).signatures
     got = signatures["posterior_sample"](x=tf.constant(X), seed=tf.constant(SEED))["z"]
     expected = model.posterior_sample(X, 1, SEED)[0]

@@ -87,7 +87,7 @@ def test_rest_gives_the_model_s_numbers(rest, models):
     got = rest.predict("encode", x=X)
     np.testing.assert_allclose(got["loc"], loc, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got["scale"], scale, rtol=1e-4, atol=1e-5)
-    # A single output comes without its name.
+    # A single output is not named.
     z = rest.predict("posterior_sample", x=X, seed=SEED)
     np.testing.assert_allclose(z, model.posterior_sample(X, 1, SEED)[0], rtol=1e-4, atol=1e-5)
     draws = rest.predict("posterior_samples", x=X, seed=SEED, num_samples=np.full([5], 3))
@@ -115,7 +115,7 @@ def test_rest_by_rows(host, rest):
     expected = rest.predict("log_likelihood", x=X, seed=SEED)
     for key, values in expected.items():
         np.testing.assert_allclose([row[key] for row in got["predictions"]], values, rtol=1e-6)
-    # An input that is alone needs no name, and the default signature none either.
+    # A single input needs no name, and neither does the default signature.
     got = post(host, "digits:predict", instances=X.tolist())["predictions"]
     np.testing.assert_allclose([row["loc"] for row in got], rest.predict("encode", x=X)["loc"])
 
@@ -263,7 +263,7 @@ def test_warm_up_requests_are_messages_of_the_real_kind(served, server):
         assert server.find("digits").predict(name, read)
 
 
-# An environment of its own.
+# The clients in an environment without Keras.
 
 ALONE = """
 import importlib.util, sys
@@ -278,7 +278,7 @@ np.save(sys.argv[4], got["log_likelihood"].numpy())
 
 
 def test_in_an_environment_with_tensorflow_alone(served, models, tmp_path):
-    """A virtual environment that finds TensorFlow and what it needs, Keras left out."""
+    """A virtual environment with TensorFlow and its requirements, except Keras."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     (packages,) = (tmp_path / "venv/lib").glob("python*/site-packages")
     parts = parts_of("tensorflow", without={"keras"})
@@ -302,7 +302,7 @@ def test_in_an_environment_with_tensorflow_alone(served, models, tmp_path):
 
 
 def parts_of(name, without):
-    """The files and folders at the top of a distribution and of all that it requires."""
+    """The top-level files and folders of a distribution and of its requirements."""
     found, names = set(), [name]
     done = set(without)
     while names:

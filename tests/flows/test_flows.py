@@ -1,6 +1,6 @@
-"""Flows against autodiff Jacobians, float64 twins and quadrature; and the model made of them.
+"""Flows against autodiff Jacobians, float64 twins and quadrature, and the model with a flow.
 
-Adding a flow is adding a line to `FLOWS`.
+To test a new flow, add a line to `FLOWS`.
 """
 
 import itertools
@@ -34,7 +34,7 @@ DIMENSIONS = [2, 3, 5]
 
 
 def move(layer, size=0.4, seed=0):
-    """Moves all weights, as training would, so that the flow is far from the identity."""
+    """Perturbs all weights, so that the flow is far from the identity, as after training."""
     rng = np.random.default_rng(seed)
     layer.set_weights([w + size * rng.normal(size=w.shape) for w in layer.get_weights()])
     return layer
@@ -92,7 +92,7 @@ def test_autoregressive_flows_have_triangular_jacobians(name, latent_dim):
     slopes = jacobian(make(name, latent_dim), states(latent_dim))
     np.testing.assert_array_equal(np.triu(slopes, 1), 0)
     assert np.all(np.diagonal(slopes, axis1=1, axis2=2) > 0)
-    # And see what they may. (Two hidden units can have two degrees only.)
+    # All allowed dependencies exist. (Two hidden units can only have two degrees.)
     below = slopes[:, *np.tril_indices(latent_dim, -1)]
     assert name == "iaf-narrow" or np.all(np.any(below != 0, axis=0))
 
@@ -114,9 +114,9 @@ def test_two_flows_transform_every_dimension(name, latent_dim):
 
 @pytest.mark.parametrize("name", FLOWS)
 def test_density_integrates_to_one(name):
-    """`int p(T(u)) |det T'(u)| du = 1` by the trapezoid rule, if the flow reaches all of the plane.
+    """`int p(T(u)) |det T'(u)| du = 1` by the trapezoid rule, if the range of T is the plane.
 
-    No chance is in it; the rule is that exact for smooth functions.
+    The test is deterministic: for smooth functions the rule is much more exact than the tolerance.
     """
     grid = np.linspace(-12, 12, 481).astype(np.float32)
     u = np.stack(np.meshgrid(grid, grid), axis=-1)
@@ -139,7 +139,7 @@ def twin_realnvp(flow, u):
 
 
 def twin_bnaf(flow, u):
-    """With whole weight matrices, and the Jacobian as the product of all layers' matrices."""
+    """With full weight matrices, and the Jacobian as the product of the layers' matrices."""
     num, latent_dim = u.shape
     h, slopes = u, np.tile(np.eye(latent_dim), [num, 1, 1])
     for i, (log_diagonal, kernel) in enumerate(zip(flow.log_diagonals, flow.kernels, strict=True)):
@@ -165,7 +165,7 @@ def test_maps_are_their_float64_twins(name):
 
 
 def test_iaf_is_its_formula():
-    """Dimension i from those before it, with shifts and log scales of the network."""
+    """Earlier dimensions shift and scale each dimension, by the outputs of the network."""
     flow, u = make("iaf", 5), states(5)
     shift, log_scale = flow._shift_and_log_scale(tf.constant(u))
     expected = (np.asarray(u, np.float64) - shift) * np.exp(-np.asarray(log_scale, np.float64))
@@ -191,7 +191,7 @@ def test_far_states_and_large_weights_stay_finite(name):
 @pytest.mark.parametrize("latent_dim", [2, 3, 300])
 @pytest.mark.parametrize("name", ["realnvp", "iaf", "bnaf"])
 def test_flows_begin_at_the_identity(name, latent_dim, num_flows):
-    """Or near it: BNAF's log-determinant is within 0.05 for each flow and dimension."""
+    """BNAF starts near it: its log-determinant is below 0.05 for each flow and dimension."""
     keras.utils.set_random_seed(0)
     stack = FlowStack(name, num_flows)
     u = states(latent_dim)
@@ -253,7 +253,7 @@ def test_stacks_can_be_stacked():
 
 
 def assert_compiles(function):
-    """Numbers and gradients are the same in eager and XLA execution, and none is all 0."""
+    """Values and gradients are equal in eager and XLA execution, and none is 0 everywhere."""
     expected = function()
     assert all(np.any(value != 0) for value in expected)
     for value, other in zip(tf.function(function, jit_compile=True)(), expected, strict=True):
@@ -304,7 +304,7 @@ X = PPCA.data(6)
 
 @pytest.mark.parametrize("flow", ["realnvp", "iaf"])
 def test_flow_of_no_effect_is_the_vae(flow):
-    """Constants included: equal log weights at equal seeds, and the exact ELBO."""
+    """Equal log weights for equal seeds, including constants, and the exact ELBO."""
     model, vae = PPCA.model(FlowVAE, flow=flow, num_flows=2), PPCA.model(VAE)
     expected = vae.log_weights(X, seed=3, num_samples=2000)
     log_weights = model.log_weights(X, seed=3, num_samples=2000)
@@ -360,7 +360,7 @@ def test_path_is_in_the_base_space_and_samples_are_after_the_flow():
     ids=["iaf", "bnaf"],
 )
 def test_xla_trains_as_eager_does(make_flow):
-    """All networks get a gradient; that of a score, through the flow, compiles too."""
+    """All networks get a gradient. The gradient of a score through the flow compiles too."""
     model = moved_model(make_flow())
     weights = [w.value for w in model.trainable_weights]
 
@@ -388,7 +388,7 @@ def test_flow_computes_in_float32_in_a_model_of_mixed_precision():
 
 
 class Bend(keras.layers.Layer):
-    """`z -> z_2 - z_1^2 / 2 + 1`: its posterior is a banana."""
+    """`z -> z_2 - z_1^2 / 2 + 1`, whose posterior is banana-shaped."""
 
     def call(self, z):
         return z[:, 1:] - 0.5 * z[:, :1] ** 2 + 1.0
@@ -404,7 +404,7 @@ def bent_evidence(sigma):
 
 
 def gap_after_training(model_class, **kwargs):
-    """How far below the evidence the ELBO is after training, the decoder being known."""
+    """The gap between evidence and ELBO after training the encoder with a fixed decoder."""
     keras.utils.set_random_seed(0)
     encoder, decoder = keras.Sequential([keras.layers.Dense(4)]), keras.Sequential([Bend()])
     model = model_class(encoder, decoder, tf_mcvae.Gaussian(0.3), num_samples=50, **kwargs)
@@ -424,6 +424,6 @@ def gap_after_training(model_class, **kwargs):
     ids=["realnvp", "iaf", "bnaf"],
 )
 @pytest.mark.slow
-def test_flow_learns_a_posterior_that_is_no_gaussian(make_flow):
+def test_flow_learns_a_posterior_that_is_not_gaussian(make_flow):
     gap = gap_after_training(FlowVAE, flow=make_flow(), num_flows=2)
     assert 0 < gap < 0.4 * gap_after_training(VAE)

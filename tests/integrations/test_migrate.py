@@ -79,7 +79,7 @@ def channel_first_networks(channels, size, rng):
 
 
 def test_colour_images_of_dense_networks_are_reordered():
-    """No recorded run has dense networks on colour: here the reference is rewritten in NumPy."""
+    """No recorded run has dense networks on colour images, so NumPy recomputes the reference."""
     rng = np.random.default_rng(0)
     weights, encode, decode = channel_first_networks(3, 4, rng)
     settings = {"model": "VAE", "act_func": "tanh", "dataset": "cifar"}
@@ -126,7 +126,7 @@ def test_settings_are_read():
     assert (model.num_samples, model.num_transitions) == (4, 3)
     assert model.step_size.rule == "learned"
     assert model.step_size.target_acceptance == 0.8
-    model.compile("adam", run_eagerly=True)  # One step: not worth a graph.
+    model.compile("adam", run_eagerly=True)  # A single step: tracing a graph would not pay.
     assert np.isfinite(model.fit(x, verbose=0).history["bound"][0])
 
 
@@ -159,7 +159,7 @@ def test_a_checkpoint_without_networks_is_refused():
 
 
 class TestCheckpoint:
-    """`.ckpt` files need PyTorch, which this library does not install."""
+    """`.ckpt` files need PyTorch, which this library does not require."""
 
     def write(self, path, **extra):
         torch = pytest.importorskip("torch", reason="PyTorch is not installed")

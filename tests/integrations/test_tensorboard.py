@@ -1,4 +1,4 @@
-"""What the TensorBoard callback writes, read back from its event files."""
+"""The TensorBoard callback: its event files are read back and checked."""
 
 import os
 
@@ -41,7 +41,7 @@ def fit(model, logger, epochs=3, validation=HELD_OUT, **arguments):
 
 
 def read(folder):
-    """All that was written, `{tag: {step: value}}`; a step that is there twice must be equal."""
+    """All written values, `{tag: {step: value}}`. Values of a repeated step must be equal."""
     found = {}
     for path in sorted(folder.iterdir()):
         for record in tf.data.TFRecordDataset(str(path)):
@@ -95,7 +95,7 @@ def test_step_sizes_are_medians_over_the_latent_dimensions(trained):
 
 def test_learning_rates_are_those_at_the_start_of_the_epochs(trained):
     written = trained[2]["learning_rate"]
-    # Two batches an epoch, after which the rate is halved.
+    # There are two batches in an epoch, after which the rate is halved.
     np.testing.assert_allclose([written[n] for n in (1, 2, 3)], [0.01, 0.005, 0.0025], rtol=1e-6)
 
 
@@ -197,7 +197,7 @@ def test_tiles_lie_row_by_row():
 
 @pytest.mark.slow
 def test_the_command_line_writes_what_the_history_says(tmp_path, monkeypatch):
-    """Also where it was interrupted after the third epoch was written, but not kept."""
+    """The interruption comes after the third epoch is written, but before it is saved."""
     line = (
         "--model VAE --net_type fc --hidden_dim 2 --limit_train_batches 2 --max_epochs 4 "
         f"--no-score --no-export --name run --nll-every 2 --logdir {tmp_path / 'logs'}"

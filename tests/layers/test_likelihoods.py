@@ -18,7 +18,7 @@ S, B, EVENT = 3, 5, (4, 6, 2)
 
 @keras.saving.register_keras_serializable("tf_mcvae_tests")
 class Laplace(Likelihood):
-    """All that it takes to add a likelihood."""
+    """The smallest definition of a new likelihood."""
 
     def elementwise(self, parameters):
         return tfd.Laplace(parameters, 1.0)
@@ -37,7 +37,7 @@ class FourLevels(Likelihood):
         return tfd.Categorical(logits=logits, dtype=parameters.dtype)
 
     def from_uniform(self, parameters, uniform):
-        # Not through softmax, which takes no more than 5 axes on a CPU.
+        # Without softmax, which supports at most 5 axes on a CPU.
         log_probs = self.elementwise(parameters).logits_parameter()
         log_probs -= tf.reduce_logsumexp(log_probs, axis=-1, keepdims=True)
         below = tf.cumsum(tf.exp(log_probs), axis=-1)
@@ -69,7 +69,7 @@ BINARY = RNG.integers(0, 2, (B, *EVENT))
 REAL = RNG.normal(size=(B, *EVENT))
 LEVELS = RNG.integers(0, 4, (B, *EVENT))
 
-# A likelihood is added to the tests by a line: how to make it, its float64 twin, data.
+# To test a new likelihood, add a line: how to create it, its float64 twin, data.
 TABLE = {
     "bernoulli": (Bernoulli, numpy_bernoulli, BINARY),
     "gaussian": (lambda: Gaussian(0.7), numpy_gaussian, REAL),
@@ -239,7 +239,7 @@ def test_a_seed_for_each_row_makes_rows_independent_of_each_other(leading):
     row = [slice(None)] * (len(leading) - 1) + [slice(2, 3)]
     alone = likelihood.sample(parameters[tuple(row)], seeds[2:3])
     np.testing.assert_allclose(together[tuple(row)], alone, rtol=1e-6)
-    # One row is no copy of another.
+    # No two rows are equal.
     noise = np.moveaxis(together - parameters, len(leading) - 1, 0)
     assert abs(noise[0] - noise[1]).min() > 0
 

@@ -1,4 +1,4 @@
-"""Networks against the recorded runs and a NumPy twin; what every network must do."""
+"""Networks against the recorded runs and a NumPy twin, and the contract of all networks."""
 
 import ast
 import json
@@ -22,7 +22,7 @@ def rng():
     return np.random.default_rng(0)
 
 
-# Every network goes through the same tests: a class is added by a line.
+# All networks run the same tests. To test a new one, add a line.
 def make_encoder(shape, architecture, **kwargs):
     return Encoder(LATENT_DIM, architecture, hidden_units=(7, 5), **kwargs), shape
 
@@ -288,7 +288,7 @@ def test_convolutional_pair_is_its_float64_twin(shape, mode):
     np.testing.assert_allclose(image, expected, rtol=1e-10, atol=1e-12)
 
 
-# Second derivatives: what training a bound through its scores asks of a decoder.
+# Second derivatives of a decoder, which training a bound through its scores needs.
 
 
 @pytest.mark.parametrize(

@@ -12,3 +12,8 @@ __all__ = [
     "export_saved_model",
     "export_tflite",
 ]
+
+
+def __dir__() -> list[str]:
+    """Lists the public names, and not the modules that define them."""
+    return __all__

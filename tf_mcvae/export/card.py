@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.types.experimental import ConcreteFunction
 
 from tf_mcvae.export.signatures import (
     INPUTS,
@@ -24,7 +25,7 @@ CARD, README = "model_card.json", "README.md"
 
 def model_card(
     model: MonteCarloVAE,
-    functions: Mapping[str, Any],
+    functions: Mapping[str, ConcreteFunction],
     options: Options,
     num_calibration: int,
     version: int,
@@ -66,7 +67,7 @@ def model_card(
     }
 
 
-def _describe(signature: str, function: Any) -> dict[str, Any]:
+def _describe(signature: str, function: ConcreteFunction) -> dict[str, Any]:
     """Returns the names, shapes, dtypes, units and meanings of a signature's tensors."""
     outputs = OUTPUTS[signature.removesuffix("_uint8")]
     inputs = {
@@ -81,7 +82,7 @@ def _describe(signature: str, function: Any) -> dict[str, Any]:
     }
 
 
-def _input_specs(function: Any) -> list[tf.TensorSpec]:
+def _input_specs(function: ConcreteFunction) -> list[tf.TensorSpec]:
     return tf.nest.flatten(function.structured_input_signature)
 
 

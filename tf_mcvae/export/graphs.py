@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.types.experimental import ConcreteFunction
 
 # These run in the Python process that made the graph. A file refers to their code by a number.
 _PYTHON_OPS = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
@@ -27,7 +28,7 @@ _NO_XLA = (
 
 
 def check_servable(
-    model: str | os.PathLike[str] | tf.types.experimental.ConcreteFunction, allow_xla: bool = False
+    model: str | os.PathLike[str] | ConcreteFunction, allow_xla: bool = False
 ) -> None:
     """Checks that a graph runs in a server: it contains no Python code and does not need XLA.
 
@@ -59,7 +60,7 @@ def check_servable(
             raise ValueError(f"{_NO_XLA} Received: {_XLA_MARK!r} on function {where!r}")
 
 
-def check_portable(function: tf.types.experimental.ConcreteFunction) -> None:
+def check_portable(function: ConcreteFunction) -> None:
     """Checks that a graph contains no Python code, XLA or random numbers, which need TensorFlow.
 
     Args:
@@ -80,7 +81,7 @@ def check_portable(function: tf.types.experimental.ConcreteFunction) -> None:
 
 
 def _graph_defs(
-    model: str | os.PathLike[str] | tf.types.experimental.ConcreteFunction,
+    model: str | os.PathLike[str] | ConcreteFunction,
 ) -> list[tuple[str, tf.compat.v1.GraphDef]]:
     """Returns the names and graphs of a SavedModel's folder or of a concrete function."""
     if hasattr(model, "graph") and hasattr(model.graph, "as_graph_def"):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.types.experimental import PolymorphicFunction
 
 from tf_mcvae.export.arguments import cannot_be_written, check_path
 from tf_mcvae.export.graphs import check_portable
@@ -48,9 +49,7 @@ def check_signatures(signatures: Sequence[Signature]) -> None:
         )
 
 
-def traced(
-    model: MonteCarloVAE, signatures: Sequence[Signature]
-) -> dict[str, tf.types.experimental.PolymorphicFunction]:
+def traced(model: MonteCarloVAE, signatures: Sequence[Signature]) -> dict[str, PolymorphicFunction]:
     """Returns a `tf.function` for each signature, by name, after a check of its graph."""
     x = tf.TensorSpec([None, *model.event_shape], tf.float32, "x")
     z = tf.TensorSpec([None, model.latent_dim], tf.float32, "z")
@@ -68,7 +67,7 @@ def traced(
         return decode(model.to_latents(loc + scale * noise))
 
     named = {"encode": (encode, x), "decode": (decode, z), "reconstruct": (reconstruct, x, noise)}
-    functions: dict[str, tf.types.experimental.PolymorphicFunction] = {}
+    functions: dict[str, PolymorphicFunction] = {}
     for name in signatures:
         function, *specs = named[name]
         functions[name] = tf.function(function, input_signature=specs, autograph=False)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import tensorflow as tf
+from tensorflow.types.experimental import ConcreteFunction
 
 from tf_mcvae import random
 from tf_mcvae.layers.likelihoods import Likelihood
@@ -82,7 +83,7 @@ def numbered_seeds(seed: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
 
 
 def in_chunks(
-    function: tf.types.experimental.ConcreteFunction,
+    function: ConcreteFunction,
     num_rows: tf.Tensor,
     chunk_size: int,
     take: Callable[[tf.Tensor], list[tf.Tensor]],

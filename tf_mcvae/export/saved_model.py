@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.types.experimental import ConcreteFunction
 
 from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.export.arguments import cannot_be_written, check_model, check_path
 from tf_mcvae.export.card import CARD, README, model_card, write_card
 from tf_mcvae.export.graphs import check_servable
-from tf_mcvae.export.signatures import Options, Signatures
-from tf_mcvae.export.warm_up import write_requests
+from tf_mcvae.export.signatures import Images, Options, Signatures
+from tf_mcvae.export.warm_up import Requests, write_requests
 from tf_mcvae.files import replacing
 from tf_mcvae.models import MonteCarloVAE
 
@@ -28,7 +29,7 @@ def export_saved_model(
     version: int | None = None,
     num_samples: int = 64,
     *,
-    calibration: np.ndarray[Any, Any] | tf.Tensor | None = None,
+    calibration: Images | None = None,
     pixel_range: tuple[float, float] = (0.0, 1.0),
     chunk_size: int = 1024,
     jit_compile: bool = False,
@@ -174,7 +175,7 @@ def _check_sections(card: Mapping[str, Any]) -> None:
         )
 
 
-def _check_calibration(model: MonteCarloVAE, images: Any) -> None:
+def _check_calibration(model: MonteCarloVAE, images: Images) -> None:
     if not hasattr(images, "shape"):
         raise TypeError(
             f"`calibration` must be an array of images [N, ...]. Received: {type(images).__name__}"
@@ -200,9 +201,7 @@ def _target(base: pathlib.Path, version: int | None) -> pathlib.Path:
     return base / str(max(taken, default=0) + 1 if version is None else version)
 
 
-def _warm_up(
-    model: MonteCarloVAE, functions: Mapping[str, Any]
-) -> list[tuple[str, dict[str, Any]]]:
+def _warm_up(model: MonteCarloVAE, functions: Mapping[str, ConcreteFunction]) -> Requests:
     """Returns a request of one row for each signature whose inputs can be made up."""
     levels = [np.full(model.event_shape, level, np.float32) for level in (0.5, 0.0, 1.0)]
     known = [x for x in levels if np.all(model.likelihood.in_support(x))]
@@ -211,7 +210,7 @@ def _warm_up(
         "seed": np.zeros([1, 2], np.int32),
         "num_samples": np.ones([1], np.int32),
     }
-    requests = []
+    requests: list[tuple[str, dict[str, np.ndarray[Any, Any]]]] = []
     for name, function in functions.items():
         specs = tf.nest.flatten(function.structured_input_signature)
         row = {**rows, **({"x": known[0][np.newaxis]} if known else {})}
@@ -223,9 +222,9 @@ def _warm_up(
 
 
 def _write(
-    functions: dict[str, Any],
+    functions: dict[str, ConcreteFunction],
     card: dict[str, Any],
-    warm_up: list[tuple[str, dict[str, Any]]],
+    warm_up: Requests,
     target: pathlib.Path,
 ) -> None:
     """Saves the functions in a hidden folder next to the target, then renames the folder."""

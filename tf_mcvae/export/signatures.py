@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.types.experimental import ConcreteFunction
 
 from tf_mcvae import random
 from tf_mcvae.export.rows import (
@@ -19,6 +20,8 @@ from tf_mcvae.export.rows import (
 )
 from tf_mcvae.models import MonteCarloVAE
 from tf_mcvae.objectives.bounds import iwae
+
+Images: TypeAlias = np.ndarray[Any, Any] | tf.Tensor
 
 # Most draws of `posterior_samples` for a row, so that the size of an answer is bounded.
 MAX_POSTERIOR_SAMPLES = 1024
@@ -55,30 +58,26 @@ class Named(NamedTuple):
     text: str
 
 
+_PIXELS, _PRIOR = "as in training, usually 0 to 1", "standard deviations of the prior"
 INPUTS = {
-    "x": Named("as in training, usually 0 to 1", "images"),
-    "z": Named("standard deviations of the prior", "latents"),
+    "x": Named(_PIXELS, "images"),
+    "z": Named(_PRIOR, "latents"),
     "seed": Named("any two integers", "seed of the row's random numbers"),
     "num_samples": Named(f"count, 1 to {MAX_POSTERIOR_SAMPLES}", "draws, equal in all rows"),
 }
 UINT8_IMAGES = Named("0 to 255", "images")
-_IMAGE = Named("as in training, usually 0 to 1", "mean of x given z")
 OUTPUTS = {
     "encode": {
-        "loc": Named("standard deviations of the prior", "the encoder's location"),
-        "scale": Named("standard deviations of the prior", "the encoder's scale"),
+        "loc": Named(_PRIOR, "the encoder's location"),
+        "scale": Named(_PRIOR, "the encoder's scale"),
     },
-    "posterior_sample": {
-        "z": Named("standard deviations of the prior", "one draw, after all transitions")
-    },
-    "posterior_samples": {
-        "z": Named("standard deviations of the prior", "draws, after all transitions")
-    },
-    "decode": {"image": _IMAGE},
-    "reconstruct": {"image": Named(_IMAGE.unit, "mean of x given z at the encoder's location")},
+    "posterior_sample": {"z": Named(_PRIOR, "one draw, after all transitions")},
+    "posterior_samples": {"z": Named(_PRIOR, "draws, after all transitions")},
+    "decode": {"image": Named(_PIXELS, "mean of x given z")},
+    "reconstruct": {"image": Named(_PIXELS, "mean of x given z at the encoder's location")},
     "generate": {
-        "image": _IMAGE,
-        "z": Named("standard deviations of the prior", "drawn from the prior"),
+        "image": Named(_PIXELS, "mean of x given z"),
+        "z": Named(_PRIOR, "drawn from the prior"),
     },
     "log_likelihood": {
         "log_likelihood": Named("nats", "estimate of log p(x)"),
@@ -108,7 +107,9 @@ class Signatures:
             output out.
     """
 
-    def __init__(self, model: MonteCarloVAE, options: Options, calibration: Any = None) -> None:
+    def __init__(
+        self, model: MonteCarloVAE, options: Options, calibration: Images | None = None
+    ) -> None:
         self.model = model
         self.options = options
         self.images = tf.TensorSpec([None, *model.event_shape], tf.float32, "x")
@@ -118,7 +119,7 @@ class Signatures:
         self._weigh = self._rows(self._weigh_row, self.images, self.seeds)
         self._scores = None if calibration is None else self._sorted_scores(calibration)
 
-    def trace(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
+    def trace(self) -> dict[str, ConcreteFunction]:
         """Returns the concrete functions by the names of their signatures."""
         x, seed = self.images, self.seeds
         named: dict[str, tuple[Any, ...]] = {
@@ -208,7 +209,7 @@ class Signatures:
             outputs["p_value"] = (1.0 + size - below) / (1.0 + size)
         return outputs
 
-    def _sorted_scores(self, images: Any) -> np.ndarray[Any, Any]:
+    def _sorted_scores(self, images: Images) -> np.ndarray[Any, Any]:
         seeds = np.stack([np.arange(len(images)), np.full(len(images), -1)], axis=1)
         estimate = tf.function(self._log_likelihood, autograph=False)(
             tf.convert_to_tensor(images), tf.constant(seeds, tf.int32)
@@ -224,16 +225,14 @@ class Signatures:
 
     # From functions of rows to signatures.
 
-    def _rows(
-        self, function: Callable[..., Outputs], *specs: tf.TensorSpec
-    ) -> tf.types.experimental.ConcreteFunction:
+    def _rows(self, function: Callable[..., Outputs], *specs: tf.TensorSpec) -> ConcreteFunction:
         """Returns the concrete function for any number of rows."""
         jit_compile = self.options.jit_compile or None
         compiled = tf.function(function, jit_compile=jit_compile, autograph=False)
         return compiled.get_concrete_function(*specs)
 
     def _chunked(
-        self, function: tf.types.experimental.ConcreteFunction, chunk_size: int | None = None
+        self, function: ConcreteFunction, chunk_size: int | None = None
     ) -> Callable[..., Outputs]:
         size = chunk_size or self.options.chunk_size
 
@@ -264,7 +263,7 @@ class Signatures:
 
     def _served(
         self, name: str, function: Callable[..., Outputs], *specs: tf.TensorSpec
-    ) -> tf.types.experimental.ConcreteFunction:
+    ) -> ConcreteFunction:
         """Returns a signature's concrete function, which checks its inputs and outputs."""
 
         def served(*inputs: tf.Tensor) -> Outputs:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
+from tensorflow.types.experimental import PolymorphicFunction
 
 from tf_mcvae.export.arguments import check_model
 from tf_mcvae.export.portable import (
@@ -115,7 +115,7 @@ def check_onnx_packages() -> None:
         )
 
 
-def _converted(name: str, function: tf.types.experimental.PolymorphicFunction) -> Any:
+def _converted(name: str, function: PolymorphicFunction) -> Any:
     """Returns a function as a valid `onnx.ModelProto`."""
     import onnx
     import tf2onnx

@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.types.experimental import PolymorphicFunction
 
 from tf_mcvae.export.arguments import check_model
 from tf_mcvae.export.portable import (
@@ -82,9 +83,7 @@ def export_tflite(
     return pathlib.Path(path)
 
 
-def _converted(
-    functions: dict[str, tf.types.experimental.PolymorphicFunction], float16: bool
-) -> bytes:
+def _converted(functions: dict[str, PolymorphicFunction], float16: bool) -> bytes:
     """Returns the content of the file."""
     concrete = {name: function.get_concrete_function() for name, function in functions.items()}
     module = tf.Module()

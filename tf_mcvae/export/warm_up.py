@@ -9,7 +9,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+
+Requests = Sequence[tuple[str, Mapping[str, np.ndarray[Any, Any]]]]
 
 # Field numbers of the message definitions.
 _PREDICT_LOG = 6  # PredictionLog.predict_log
@@ -34,7 +37,7 @@ def _field(number: int, content: bytes) -> bytes:
     return _number(number << 3 | _BYTES_WITH_LENGTH) + _number(len(content)) + content
 
 
-def prediction_log(signature: str, inputs: Mapping[str, Any]) -> bytes:
+def prediction_log(signature: str, inputs: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
     """Returns a request as a serialised `PredictionLog`.
 
     Args:
@@ -48,7 +51,7 @@ def prediction_log(signature: str, inputs: Mapping[str, Any]) -> bytes:
     return _field(_PREDICT_LOG, _field(_REQUEST, request))
 
 
-def write_requests(path: pathlib.Path, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+def write_requests(path: pathlib.Path, requests: Requests) -> None:
     """Writes requests as a TFRecord file.
 
     Args:

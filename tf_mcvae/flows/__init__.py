@@ -14,3 +14,8 @@ from tf_mcvae.flows.block import BNAF
 from tf_mcvae.flows.stack import FLOWS, FlowStack, get_flow
 
 __all__ = ["BNAF", "FLOWS", "IAF", "Flow", "FlowStack", "RealNVP", "get_flow"]
+
+
+def __dir__() -> list[str]:
+    """Lists the public names, and not the modules that define them."""
+    return __all__

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -25,16 +24,6 @@ class _AffineFlow(NetworkFlow):
     (MADE, Germain et al., arXiv 1502.03509). The log scales are `c tanh(s / c)`, c = 3, so each
     scale lies between 0.05 and 20.
     """
-
-    def __init__(
-        self,
-        hidden_units: Sequence[int] = (128, 128),
-        *,
-        name: str | None = None,
-        trainable: bool = True,
-        dtype: str | keras.DTypePolicy | None = "float32",
-    ) -> None:
-        super().__init__(hidden_units, name=name, trainable=trainable, dtype=dtype)
 
     def _degrees(self, latent_dim: int) -> list[np.ndarray[Any, Any]]:
         """Returns the degrees of each layer's units, from the inputs to the shifts and scales."""

@@ -116,7 +116,7 @@ class NetworkFlow(Flow):
 
     def __init__(
         self,
-        hidden_units: Sequence[int],
+        hidden_units: Sequence[int] = (128, 128),
         *,
         name: str | None = None,
         trainable: bool = True,

@@ -1,1 +1,1 @@
-"""TensorBoard, checkpoints of the reference implementation, encoders in other Keras models."""
+"""TensorBoard logs, checkpoints of the reference implementation, and encoders as Keras layers."""

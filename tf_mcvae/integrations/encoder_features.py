@@ -1,48 +1,50 @@
-"""A trained encoder as a Keras layer, for models that learn from its features."""
+"""A trained encoder as a Keras layer, for models that use its features."""
 
 import os
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import keras
 import tensorflow as tf
 
 from tf_mcvae import distribute, random
+from tf_mcvae.checks import ExplicitArguments
 from tf_mcvae.models import MonteCarloVAE, load_model
 from tf_mcvae.models.posterior import latent_dim_of, loc_and_scale
 
-_OUTPUTS = ("loc", "loc_and_scale", "sample")
+Output = Literal["loc", "loc_and_scale", "sample"]
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
-class EncoderFeatures(keras.layers.Layer):
+class EncoderFeatures(ExplicitArguments, keras.layers.Layer):
     """Features of images: the posterior `q(z|x) = N(loc(x), diag(scale(x)^2))` of a trained model.
 
-    The layer has its own copy of the encoder's weights, so that what is learned here leaves the
-    model as it is. It is saved and loaded with the Keras model that it is in, once this package is
-    imported; neither needs the model or its file again.
+    The layer copies the encoder of a model, so training the layer does not change the model. It is
+    saved and loaded as a part of the surrounding Keras model; loading needs an import of this
+    package, but neither the original model nor its file.
 
-    As is usual with features that were learned elsewhere, the weights are frozen at first, and the
-    encoder works as at inference (batch normalisation, dropout). Set `layer.trainable = True` and
-    compile again to train on, with a small learning rate.
+    By default the weights are frozen, and the encoder runs in inference mode (batch normalisation,
+    dropout). To fine-tune it, set `layer.trainable = True` and compile again, usually with a small
+    learning rate.
 
     Args:
-        encoder: A built model of this package, the path of a `.keras` file of one, or an encoder:
-            a Keras model that maps `x [B, ...]` to `[B, 2 D]`, location and log variance, which is
-            not copied but frozen itself.
-        output: `"loc"`; `"loc_and_scale"`, one after the other along the last axis; or `"sample"`,
-            a draw `loc + scale * noise`, another one at each call, when training and after.
+        encoder: A built tf_mcvae model; the path of its `.keras` file; or an encoder, that is a
+            Keras model that maps `x [B, ...]` to `[B, 2 D]`, location and log variance. An encoder
+            is not copied, and is itself frozen.
+        output: `"loc"`; `"loc_and_scale"`, concatenated along the last axis; or `"sample"`, a draw
+            `loc + scale * noise` that differs at each call, in training and in inference.
         seed: Integer from which samples are drawn.
         trainable: Whether the weights are trained.
-        **kwargs: Arguments of `keras.layers.Layer`.
+        name, dtype: As in `keras.layers.Layer`.
 
     Returns:
-        `[B, D]`, or `[B, 2 D]` for `"loc_and_scale"`, for images `[B, ...]` as the model was
-        trained on. Of a `FlowVAE` this is before the flow, and before all transitions.
+        `[B, D]`, or `[B, 2 D]` for `"loc_and_scale"`, for images `[B, ...]` like those that the
+        model was trained on. The posterior is that before all transitions, and before the flow of a
+        `FlowVAE`.
 
     Raises:
-        TypeError: If `encoder` is none of these, or the images are integers.
-        ValueError: If the model is not built, there is no such file or output, or what the encoder
-            returns is no `[B, 2 D]`.
+        TypeError: If `encoder` has another type, or the images are integers.
+        ValueError: If the model is not built, there is no such file or output, or the encoder does
+            not return `[B, 2 D]`.
 
     Example:
         >>> import keras, tf_mcvae
@@ -50,7 +52,7 @@ class EncoderFeatures(keras.layers.Layer):
         ...     tf_mcvae.Encoder(2, architecture="dense"),
         ...     tf_mcvae.Decoder((8, 8, 1), architecture="dense"),
         ... )
-        >>> model.build((None, 8, 8, 1))  # And then it is trained.
+        >>> model.build((None, 8, 8, 1))  # Training would follow.
         >>> classifier = keras.Sequential(
         ...     [keras.Input((8, 8, 1)), tf_mcvae.EncoderFeatures(model), keras.layers.Dense(10)]
         ... )
@@ -60,16 +62,18 @@ class EncoderFeatures(keras.layers.Layer):
 
     def __init__(
         self,
-        encoder: Any,
-        output: str = "loc",
+        encoder: MonteCarloVAE | keras.Layer | str | os.PathLike[str],
+        output: Output = "loc",
         seed: int = 0,
         trainable: bool = False,
-        **kwargs: Any,
+        *,
+        name: str | None = None,
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
-        super().__init__(trainable=trainable, **kwargs)
-        if output not in _OUTPUTS:
+        super().__init__(trainable=trainable, name=name, dtype=dtype)
+        if output not in get_args(Output):
             raise ValueError(
-                f"`output` must be one of {', '.join(map(repr, _OUTPUTS))}. "
+                f"`output` must be one of {', '.join(map(repr, get_args(Output)))}. "
                 f"Received: output={output!r}"
             )
         random.as_seed(seed)
@@ -79,10 +83,10 @@ class EncoderFeatures(keras.layers.Layer):
         self._freeze()
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
-        """Builds the encoder, where it is not, and checks what it returns."""
+        """Builds the encoder if it is not built, and checks the shape of its output."""
         latent_dim_of(self.encoder, input_shape)
         if self.output_kind == "sample":
-            # A Python number would be the same at every call of a graph.
+            # A weight, since a Python number would be a constant in a graph.
             self.num_calls = self.add_weight(
                 shape=(),
                 dtype="int32",
@@ -95,21 +99,21 @@ class EncoderFeatures(keras.layers.Layer):
         self.built = True
 
     def _freeze(self) -> None:
-        """Has the encoder's weights frozen, if they are to be, as soon as there are any."""
+        """Freezes the encoder's weights if the layer is not trainable."""
         if not self.trainable:
-            # Keras hands a change on to the layers within, but not what was so already.
+            # Keras passes a value on to inner layers only if it changes.
             self.encoder.trainable = True
             self.encoder.trainable = False
 
-    def call(self, x: Any, training: bool = False) -> Any:
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns the features, `[B, D]` or `[B, 2 D]`."""
         if not tf.as_dtype(x.dtype).is_floating:
             raise TypeError(
-                "Images must be floating-point numbers, as those that the model was trained on: "
+                "Images must be floating-point numbers, like those that the model was trained on: "
                 "put `keras.layers.Rescaling(1 / 255)` before this layer. "
                 f"Received: images of {x.dtype}"
             )
-        # Frozen features are the same whatever is trained behind them.
+        # A frozen encoder stays in inference mode when the surrounding model is trained.
         code = self.encoder(x, training=bool(training and self.trainable))
         loc, scale = loc_and_scale(code)
         if self.output_kind == "loc":
@@ -135,14 +139,14 @@ class EncoderFeatures(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        """Makes a layer from `get_config`'s result."""
+        """Creates a layer from the result of `get_config`."""
         encoder = keras.saving.deserialize_keras_object(
             config["encoder"], custom_objects=custom_objects
         )
         return cls(**{**config, "encoder": encoder})
 
 
-def _encoder_of(source: Any) -> Any:
+def _encoder_of(source: MonteCarloVAE | keras.Layer | str | os.PathLike[str]) -> keras.Layer:
     if isinstance(source, str | os.PathLike):
         return load_model(source).encoder
     if not isinstance(source, MonteCarloVAE):

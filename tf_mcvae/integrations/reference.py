@@ -1,8 +1,8 @@
-"""Coming from the reference implementation: its trained models, as models of this library.
+"""Conversion of models that the reference implementation has trained to models of this library.
 
-The reference keeps images channel-first and its kernels as `[out, in, ...]`; here images are
-channel-last and kernels `[..., in, out]`. Beside that the networks are the same, so that a migrated
-model gives the same numbers.
+The reference stores images with the channels first and kernels as `[out, in, ...]`; this library
+stores images with the channels last and kernels as `[..., in, out]`. Otherwise the networks are the
+same, so a converted model gives the same numbers.
 """
 
 import os
@@ -10,11 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from tf_mcvae.layers import StepSize
 from tf_mcvae.layers.activations import ACTIVATIONS
-from tf_mcvae.layers.likelihoods import Gaussian
+from tf_mcvae.layers.likelihoods import Gaussian, Likelihood
 from tf_mcvae.layers.networks import Decoder, Encoder
 from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse, TransitionNetwork
 from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, MonteCarloVAE
@@ -27,7 +28,7 @@ _MODELS: dict[str, type[MonteCarloVAE]] = {
     "lmcvae": LMCVAE,
     "amcvae": AMCVAE,
 }
-# What the reference makes of its data sets: image shape, and likelihood unless one is named.
+# The reference's image shape and default likelihood for each of its data sets.
 _DATASETS = {
     "mnist": ((28, 28, 1), "bernoulli"),
     "fashionmnist": ((28, 28, 1), "bernoulli"),
@@ -42,34 +43,34 @@ def load_checkpoint(
     settings: Mapping[str, Any] | None = None,
     image_shape: Sequence[int] | None = None,
 ) -> MonteCarloVAE:
-    """Loads a checkpoint that the reference's trainer wrote.
+    """Loads a checkpoint of the reference's trainer.
 
-    It is read with weights only: a file that would run code is refused.
+    PyTorch reads it with `weights_only=True`, which refuses files that would run code.
 
     Args:
         path: A `.ckpt` file.
-        settings: The flags that the model was trained with, by their names in the reference; they
-            add to those that the file holds, and go before them.
-        image_shape: `(H, W, C)`; by default that of the reference's data set.
+        settings: The reference's flags that the model was trained with. They complement, and
+            override, those in the file.
+        image_shape: `(H, W, C)`. The default is the shape of the reference's data set.
 
     Returns:
         A built model; see `from_state_dict`.
 
     Raises:
         ImportError: If PyTorch is not installed.
-        ValueError: If the file cannot be read so, or does not fit the settings.
+        ValueError: If PyTorch cannot read the file, or the file does not fit the settings.
     """
     try:
         import torch
     except ImportError as error:
         raise ImportError(
-            "Reading a .ckpt file takes PyTorch: `pip install torch`. Or save its state dict's "
-            "arrays with `numpy.savez` where PyTorch is, and use `from_state_dict`. "
+            "Reading a .ckpt file needs PyTorch: `pip install torch`. Or save the arrays of its "
+            "state dict with `numpy.savez` where PyTorch is installed, and use `from_state_dict`. "
             f"Received: {os.fspath(path)!r}"
         ) from error
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # Depending on what the file is, one of many.
+    except Exception as error:  # The class of the error depends on the content of the file.
         raise ValueError(
             "This is not a checkpoint that PyTorch can read with weights only "
             f"({type(error).__name__}). Received: {os.fspath(path)!r}"
@@ -90,25 +91,26 @@ def from_state_dict(
     settings: Mapping[str, Any],
     image_shape: Sequence[int] | None = None,
 ) -> MonteCarloVAE:
-    """Makes a model of this library from the weights of one of the reference.
+    """Creates a model of this library from the weights of a model of the reference.
 
-    Widths, latent dimension, number of transitions, schedule, cloned decoder, learned drifts and
-    reverse kernels are read off the weights. The settings say what the weights do not: `model`,
-    `act_func`, `num_samples`, `dataset`, `specific_likelihood`, `sigma`, `learnable_transitions`,
+    The weights determine widths, latent dimension, number of transitions, schedule, cloned decoder,
+    learned drifts and reverse kernels. The settings provide the rest: `model`, `act_func`,
+    `num_samples`, `dataset`, `specific_likelihood`, `sigma`, `learnable_transitions`,
     `variance_sensitive_step`, `acceptance_rate_target`, `use_barker`, `use_alpha_annealing`,
-    `ula_skip_threshold`; what is left out is the reference's default. The state of its optimizer,
-    and the scale of its variance rule, which it does not save, are not carried over.
+    `ula_skip_threshold`. Settings that are left out have the reference's defaults. The state of the
+    optimizer is not converted, nor is the scale of the variance rule, which the reference does not
+    save.
 
     Args:
         state_dict: Arrays by their names in the reference (`encoder_net.net.1.weight`, ...).
         settings: The reference's flags.
-        image_shape: `(H, W, C)`; by default that of the reference's `dataset`.
+        image_shape: `(H, W, C)`. The default is the shape of the reference's `dataset`.
 
     Returns:
-        A built model, with the same outputs for the same draws; compile it to train it on.
+        A built model with the same outputs for the same draws. Compile it to continue training.
 
     Raises:
-        ValueError: If weights are missing or do not fit, or a setting is not known.
+        ValueError: If weights are missing or have the wrong shapes, or a setting is unknown.
 
     Example:
         >>> import numpy as np
@@ -156,7 +158,7 @@ def _model_class(settings: Mapping[str, Any]) -> type[MonteCarloVAE]:
 
 def _image_shape_and_likelihood(
     settings: Mapping[str, Any], image_shape: Sequence[int] | None
-) -> tuple[tuple[int, int, int], Any]:
+) -> tuple[tuple[int, int, int], str | Likelihood]:
     dataset = str(settings.get("dataset", "mnist")).lower()
     if dataset not in _DATASETS:
         raise ValueError(
@@ -172,7 +174,7 @@ def _image_shape_and_likelihood(
 
 
 def _activation(settings: Mapping[str, Any]) -> str:
-    """Returns the activation's name; the reference keeps a class, such as `torch.nn.GELU`."""
+    """Returns the name of the activation, which the reference saves as a class."""
     given = settings.get("act_func", "gelu")
     name = given if isinstance(given, str) else getattr(given, "__name__", str(given))
     plain = re.sub("[^a-z]", "", name.split(".")[-1].lower())
@@ -187,7 +189,7 @@ def _activation(settings: Mapping[str, Any]) -> str:
 def _transition_arguments(
     arrays: Mapping[str, Array], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns what the constructors of the Monte Carlo models take besides."""
+    """Returns the further constructor arguments of the models with transitions."""
     model_class = _model_class(settings)
     if model_class not in (LMCVAE, AMCVAE):
         return {}
@@ -237,7 +239,7 @@ def _a_arguments(arrays: Mapping[str, Array], settings: Mapping[str, Any]) -> di
 def _networks(
     arrays: Mapping[str, Array], settings: Mapping[str, Any], shape: tuple[int, int, int]
 ) -> tuple[Encoder, Decoder]:
-    """Returns networks of the reference's sizes, without its weights."""
+    """Returns networks with the reference's widths, but not its weights."""
     layers = {prefix: _layers(arrays, prefix) for prefix in ("encoder_net", "decoder_net")}
     for prefix, found in layers.items():
         if not found:
@@ -257,7 +259,7 @@ def _networks(
 
 
 def _numbered(arrays: Mapping[str, Array], pattern: str) -> list[Array]:
-    """Returns `arrays[pattern with 0]`, `[... with 1]`, as long as there are any."""
+    """Returns `arrays[pattern.format(k)]` for k = 0, 1, ... up to the last that exists."""
     found: list[Array] = []
     while (name := pattern.format(len(found))) in arrays:
         found.append(arrays[name])
@@ -265,7 +267,7 @@ def _numbered(arrays: Mapping[str, Array], pattern: str) -> list[Array]:
 
 
 def _layers(arrays: Mapping[str, Array], prefix: str) -> list[tuple[Array, Array]]:
-    """Returns the kernels and biases of a network from its input to its output."""
+    """Returns the kernels and biases of a network, from input to output."""
     names = [
         name.removesuffix(".weight")
         for name in arrays
@@ -274,7 +276,7 @@ def _layers(arrays: Mapping[str, Array], prefix: str) -> list[tuple[Array, Array
     missing = [f"{name}.bias" for name in names if f"{name}.bias" not in arrays]
     if missing:
         raise ValueError(
-            "Each layer of the reference has a weight and a bias; there are none of these: "
+            "Each layer of the reference has a weight and a bias, but these are missing: "
             f"{', '.join(missing)}. Received: names {sorted(arrays)}"
         )
     return [(arrays[f"{name}.weight"], arrays[f"{name}.bias"]) for name in names]
@@ -286,7 +288,7 @@ def network_weights(
     """Returns a network's arrays in the order and layout of `Encoder.weights`, `Decoder.weights`.
 
     Args:
-        arrays: Arrays of the reference by name: a state dict, or gradients named so.
+        arrays: Arrays of the reference by name: a state dict, or gradients with the same names.
         prefix: `"encoder_net"`, `"decoder_net"` or `"cloned_decoder"`.
         image_shape: `(H, W, C)`.
 
@@ -295,7 +297,7 @@ def network_weights(
     """
     height, width, channels = image_shape
     layers = _layers(arrays, prefix)
-    # Where images are flat vectors, the reference has their channels first.
+    # The reference flattens images with the channels first.
     at_input, position = prefix == "encoder_net", 0 if prefix == "encoder_net" else -1
     image = (channels, height, width)
     if any(kernel.ndim == 4 for kernel, _ in layers):
@@ -328,12 +330,13 @@ def _transposed(kernel: Array) -> Array:
 def transition_network_weights(
     arrays: Mapping[str, Array], pattern: str, image_shape: Sequence[int] | None = None
 ) -> list[Array]:
-    """Returns the arrays of K transitions' networks, stacked as in a `TransitionNetwork`.
+    """Returns the arrays of the networks of K transitions, stacked as in `TransitionNetwork`.
 
     Args:
         arrays: Arrays of the reference by name.
         pattern: `"transitions.{}.add_nn"` or `"reverse_kernels.{}"`.
-        image_shape: `(H, W, C)` of the image at the end of the first layer's input, if any.
+        image_shape: `(H, W, C)` of the image at the end of the first layer's input. None if the
+            input contains no image.
 
     Returns:
         All kernels, then all biases, as in `TransitionNetwork.kernels` and `.biases`.
@@ -373,7 +376,7 @@ def _set_network(network: TransitionNetwork, arrays: list[Array]) -> None:
         weight.assign(array)
 
 
-def _set(network: Any, arrays: list[Array]) -> None:
+def _set(network: keras.Layer, arrays: list[Array]) -> None:
     shapes = [tuple(weight.shape) for weight in network.weights]
     if shapes != [array.shape for array in arrays]:
         raise ValueError(

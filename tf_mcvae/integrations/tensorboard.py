@@ -1,9 +1,10 @@
-"""A Keras callback that writes curves and images of a model's training for TensorBoard.
+"""A Keras callback that writes metrics and images during training, for TensorBoard.
 
-TensorFlow alone writes the files; the `tensorboard` package is only needed to look at them.
+TensorFlow writes the files. The `tensorboard` package is only needed to view them.
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -20,34 +21,38 @@ _RECONSTRUCTIONS = 32
 _NLL_EXAMPLES = 100
 
 Array = np.ndarray[Any, Any]
+Logs = Mapping[str, float] | None
+Values = dict[str, float | Array]
 
 
 class TensorBoardLogger(keras.callbacks.Callback):
-    """Writes what `fit` reports, an NLL estimate and images, at the end of each epoch.
+    """Writes metrics, an NLL estimate and images at the end of each epoch.
 
-    `log_dir` gets two runs, `train` and `validation`, whose step is the number of epochs done, also
-    where `initial_epoch` makes `fit` go on with an earlier training. They hold
+    `log_dir` gets two runs, `train` and `validation`. Their step is the number of completed epochs,
+    including those before the `initial_epoch` of `fit`. They hold
 
     - in both, every metric under its own name: `loss`, `bound`, `acceptance_1`, ...;
-    - in `train`, `learning_rate` (that of the epoch's first batch), `step_size_1`, ... (of each
-      transition, in the median over the latent dimensions) and the image `samples`: decoded from 64
-      latents that stay the same;
-    - in `validation`, the image `reconstructions`: each image with its reconstruction to its right;
-      and every `nll_every` epochs `nll`, the mean of `-log p(x)` in nats.
+    - in `train`, `learning_rate` at the beginning of the epoch, `step_size_1`, ... (for each
+      transition the median over the latent dimensions), and the image `samples`, decoded from the
+      same 64 latents each time;
+    - in `validation`, the image `reconstructions`, in which each image has its reconstruction to
+      its right, and every `nll_every` epochs `nll`, the mean of `-log p(x)` in nats.
 
-    The NLL is quick and loose: annealed importance sampling on up to 100 images with 10 chains of 3
-    Hamiltonian moves of 3 leapfrog steps, tuned anew each time. In expectation it lies above the
-    truth. `estimate_log_likelihood` with more temperatures is for numbers to report.
+    The NLL is fast but loose: annealed importance sampling on up to 100 images, with 10 chains of 3
+    Hamiltonian transitions of 3 leapfrog steps, whose step sizes are adapted each time. Its
+    expectation is above the true NLL. To report numbers, use `estimate_log_likelihood` with more
+    temperatures.
 
     Args:
         log_dir: Folder to write to.
-        validation_data: Images `[N, ...]`, or a dataset of batches, for NLL and reconstructions;
-            the first ones are taken. None leaves both out.
-        nll_every: Epochs from one NLL estimate to the next; 0 for none.
-        seed: Seed of the latents and of the NLL's draws. Training draws the same with and without.
+        validation_data: Images `[N, ...]`, or a dataset of batches, whose first images are used for
+            the NLL and the reconstructions. None leaves both out.
+        nll_every: Number of epochs from one NLL estimate to the next. 0 disables them.
+        seed: Seed of the latents and of the NLL's draws. The callback does not change the random
+            numbers of training.
 
     Raises:
-        TypeError: If the model is none of this package.
+        TypeError: If the model is not a tf_mcvae model.
         ValueError: If `nll_every` is negative, or `log_dir` cannot be written to.
 
     Example:
@@ -75,44 +80,44 @@ class TensorBoardLogger(keras.callbacks.Callback):
     def __init__(
         self,
         log_dir: str | os.PathLike[str],
-        validation_data: Any = None,
+        validation_data: Array | tf.data.Dataset | None = None,
         nll_every: int = 10,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not isinstance(nll_every, int) or nll_every < 0:
             raise ValueError(
-                "`nll_every` must be a number of epochs, or 0 for no estimates. "
+                "`nll_every` must be a number of epochs, or 0 to disable estimates. "
                 f"Received: nll_every={nll_every!r}"
             )
         self.log_dir = os.fspath(log_dir)
         self.nll_every = nll_every
         self.seed = seed
         self._validation = None if validation_data is None else _first(validation_data)
-        self._writers: dict[str, Any] = {}
+        self._writers: dict[str, tf.summary.SummaryWriter] = {}
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Checks that model and folder are fit for it."""
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Checks the class of the model, and creates the folder."""
         if not isinstance(self.model, MonteCarloVAE):
             raise TypeError(
-                f"The model must be one of tf_mcvae. Received: {type(self.model).__name__}"
+                f"The model must be a tf_mcvae model. Received: {type(self.model).__name__}"
             )
         try:
             tf.io.gfile.makedirs(self.log_dir)
         except tf.errors.OpError as error:
             raise ValueError(
-                f"The folder for TensorBoard cannot be made ({error.message}): choose another. "
+                f"The folder for TensorBoard cannot be created ({error.message}): choose another. "
                 f"Received: {self.log_dir!r}"
             ) from error
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Notes the learning rate."""
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Remembers the learning rate."""
         self._learning_rate = float(self.model.optimizer.learning_rate)
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Writes the epoch."""
-        training: dict[str, Any] = {"learning_rate": self._learning_rate, **self._step_sizes()}
-        validation: dict[str, Any] = {}
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Writes the metrics and images of the epoch."""
+        training: Values = {"learning_rate": self._learning_rate, **self._step_sizes()}
+        validation: Values = {}
         for name, value in (logs or {}).items():
             held_out = name.startswith("val_")
             (validation if held_out else training)[name.removeprefix("val_")] = float(value)
@@ -125,7 +130,7 @@ class TensorBoardLogger(keras.callbacks.Callback):
         self._write("train", training, epoch + 1)
         self._write("validation", validation, epoch + 1)
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: Logs = None) -> None:
         """Closes the files."""
         for writer in self._writers.values():
             writer.close()
@@ -144,31 +149,31 @@ class TensorBoardLogger(keras.callbacks.Callback):
             self.model,
             self._validation,
             num_chains=10,
-            num_temperatures=4,  # Which is 3 transitions.
+            num_temperatures=4,  # 3 transitions.
             num_leapfrog_steps=3,
             seed=self.seed,
         ).nll
 
     def _pairs(self) -> Array:
-        """Returns images and reconstructions in turn, `[2 N, H, W, C]`."""
+        """Returns images and reconstructions alternately, `[2 N, H, W, C]`."""
         x = np.asarray(self._validation)[:_RECONSTRUCTIONS]
         pairs = np.stack([x, self.model.reconstruct(x)], axis=1)
         return pairs.reshape(-1, *x.shape[1:])
 
-    def _write(self, run: str, values: dict[str, Any], step: int) -> None:
+    def _write(self, run: str, values: Values, step: int) -> None:
         if not values:
-            return  # There is no validation: no run of that name either.
+            return  # Without validation data there is no run `validation`.
         if run not in self._writers:
             path = os.path.join(self.log_dir, run)
             self._writers[run] = tf.summary.create_file_writer(path)
         summary = tf.compat.v1.Summary(value=[_value(tag, value) for tag, value in values.items()])
         with self._writers[run].as_default():
-            # `tf.summary.scalar` and `image` need the `tensorboard` package; this does not.
+            # Unlike this, `tf.summary.scalar` and `image` need the `tensorboard` package.
             tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=step)
         self._writers[run].flush()
 
 
-def _first(data: Any) -> Array:
+def _first(data: Array | tf.data.Dataset) -> Array:
     """Returns the first images of an array or of a dataset of batches."""
     if not isinstance(data, tf.data.Dataset):
         return np.asarray(data[:_NLL_EXAMPLES], np.float32)
@@ -180,8 +185,8 @@ def _can_be_shown(event_shape: tuple[int, ...]) -> bool:
     return len(event_shape) == 3 and event_shape[-1] in (1, 3)
 
 
-def _value(tag: str, value: Any) -> Any:
-    """Returns a number, or images `[N, H, W, C]` as one picture, as TensorBoard reads them."""
+def _value(tag: str, value: float | Array) -> tf.compat.v1.Summary.Value:
+    """Returns a number, or images `[N, H, W, C]` as one picture, in TensorBoard's format."""
     protocol = tf.compat.v1.Summary
     if isinstance(value, float):
         return protocol.Value(tag=tag, simple_value=value)

@@ -1,4 +1,4 @@
-"""What users compose models of: networks, likelihoods, schedules, step sizes."""
+"""The parts of a model: networks, likelihoods, schedules and step sizes."""
 
 from tf_mcvae.layers.likelihoods import Bernoulli, Gaussian, Likelihood
 from tf_mcvae.layers.networks import Decoder, Encoder
@@ -23,3 +23,8 @@ __all__ = [
     "StandardNormal",
     "StepSize",
 ]
+
+
+def __dir__() -> list[str]:
+    """Lists the public names, and not the modules that define them."""
+    return __all__

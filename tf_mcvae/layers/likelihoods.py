@@ -189,9 +189,6 @@ class Bernoulli(Likelihood):
     Values of `x` between 0 and 1 are allowed and use the same formula, which is then not a
     normalised density.
 
-    Args:
-        name, trainable, dtype: As in `keras.layers.Layer`.
-
     Example:
         >>> Bernoulli().log_prob(tf.zeros([1, 2]), tf.constant([[0.0, 1.0]])).numpy().round(4)
         array([-1.3863], dtype=float32)
