@@ -1,9 +1,10 @@
 """Writes `.keras` files of each kind of model, and what they compute, as fixtures.
 
-    python scripts/make_saved_files.py tests/saved_files/<version>
+    python scripts/make_saved_files.py tests/saved_files/<version> [<name of a model> ...]
 
 Run it once for a release. Its files must load, and give the same numbers for the same seeds, in
-every later version (`tests/test_saved_files.py`); they are never written again.
+every later version (`tests/test_saved_files.py`); they are never written again. A folder
+`<version>-keras-3.8` holds a file of each class that the oldest supported Keras wrote.
 """
 
 import pathlib
@@ -92,14 +93,14 @@ def bound_after_a_step(model, x):
     return model.bound(x, seed=SEED)
 
 
-def main(folder):
+def main(folder, *names):
     """Trains each model for a few steps, so that optimizer and step sizes have a state."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True)
     expected = {}
-    for name, make in MODELS.items():
+    for name in names or MODELS:
         keras.utils.set_random_seed(0)
-        model = make()
+        model = MODELS[name]()
         x = examples(getattr(model.decoder, "event_shape", SHAPE))
         # A convolutional model's moments would be most of the file.
         model.compile("sgd" if "conv" in name else keras.optimizers.Adam(0.01))
@@ -123,4 +124,4 @@ def features(folder, expected):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

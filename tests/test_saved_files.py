@@ -3,7 +3,9 @@
 `scripts/make_saved_files.py` wrote them; a folder a version, none of which is ever written again.
 """
 
+import json
 import pathlib
+import zipfile
 
 import keras
 import numpy as np
@@ -15,6 +17,20 @@ from scripts.make_saved_files import SHAPE, answers, bound_after_a_step, example
 FOLDERS = sorted((pathlib.Path(__file__).parent / "saved_files").iterdir())
 FILES = [path for folder in FOLDERS for path in sorted(folder.glob("*.keras"))]
 EXPECTED = {folder: np.load(folder / "expected.npz") for folder in FOLDERS}
+# Files with layers of Keras' own. Those of Keras 3.13 have an option that earlier ones refuse.
+OF_KERAS, REFUSED_BEFORE = ("encoder_features", "iwae_sequential"), (3, 13)
+
+
+def numbers(version):
+    return tuple(map(int, version.split(".")[:2]))
+
+
+def is_refused(path):
+    """Whether the installed Keras does not know layers of Keras' own in the file."""
+    with zipfile.ZipFile(path) as file:
+        written_by = json.loads(file.read("metadata.json"))["keras_version"]
+    installed = numbers(keras.__version__)
+    return path.stem in OF_KERAS and installed < REFUSED_BEFORE <= numbers(written_by)
 
 
 def close(actual, expected):
@@ -25,6 +41,10 @@ def close(actual, expected):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_file_gives_the_numbers_that_it_gave(path):
+    if is_refused(path):
+        with pytest.raises(TypeError, match="quantization_config"):
+            keras.saving.load_model(path)
+        return
     expected = EXPECTED[path.parent]
     if path.stem == "encoder_features":
         classifier = keras.saving.load_model(path)
@@ -41,5 +61,6 @@ def test_file_gives_the_numbers_that_it_gave(path):
 def test_each_kind_of_model_has_a_file():
     kinds = {tf_mcvae.VAE, tf_mcvae.IWAE, tf_mcvae.LMCVAE, tf_mcvae.AMCVAE, tf_mcvae.FlowVAE}
     for folder in FOLDERS:
-        files = [path for path in folder.glob("*.keras") if path.stem != "encoder_features"]
+        files = {path for path in folder.glob("*.keras") if path.stem != "encoder_features"}
+        files -= set(filter(is_refused, files))
         assert {type(tf_mcvae.load_model(path)) for path in files} == kinds

@@ -29,8 +29,9 @@ def load_model(path: str | os.PathLike[str]) -> Any:
         model = keras.models.load_model(path)
     except Exception as error:  # Depending on where a file is cut off, one of many.
         raise ValueError(
-            "The file is damaged, or was written by another version "
-            f"({type(error).__name__}); save or train the model anew. Received: {os.fspath(path)!r}"
+            "The file is damaged, or a later version of tf_mcvae or Keras than the installed "
+            f"(Keras {keras.__version__}) wrote it ({type(error).__name__}). Upgrade them, or save "
+            f"the model again. Received: {os.fspath(path)!r}"
         ) from error
     if not isinstance(model, MonteCarloVAE):
         raise ValueError(
