@@ -28,7 +28,7 @@ def test_content_is_replaced(as_folder, tmp_path):
 def test_old_content_stays_when_writing_fails(as_folder, tmp_path):
     path = tmp_path / "name"
     write(path, "old", as_folder)
-    with pytest.raises(OSError, match="disk full"), replacing(path) as temporary:
+    with pytest.raises(OSError, match="disk full"), replacing(path) as temporary:  # noqa: PT012
         write(temporary, "new", as_folder)
         raise OSError("disk full")
     assert (path / "a.txt" if as_folder else path).read_text() == "old"
