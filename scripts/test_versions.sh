@@ -14,10 +14,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# The constraints of each row.
+# The constraints of each row. Later releases of tensorflow-metadata, which TFDS imports, need a
+# protobuf that TensorFlow 2.18 and 2.19 do not allow, and do not tell pip.
 declare -A ROWS=(
-  [2.18]="tensorflow==2.18.1 keras==3.8.0 tf-keras==2.18.* numpy==2.0.*"
-  [2.19]="tensorflow==2.19.1 keras==3.10.* tf-keras==2.19.*"
+  [2.18]="tensorflow==2.18.1 keras==3.8.0 tf-keras==2.18.* numpy==2.0.*
+    tensorflow-metadata<1.18"
+  [2.19]="tensorflow==2.19.1 keras==3.10.* tf-keras==2.19.*
+    tensorflow-metadata<1.18"
   [2.20]="tensorflow==2.20.* keras==3.12.* tf-keras==2.20.*"
   [2.21]="tensorflow==2.21.* keras==3.15.* tf-keras==2.21.*"
 )

@@ -116,7 +116,7 @@ def _runner(content: bytes) -> Run:
     """Returns a function that runs a signature in TensorFlow's TFLite interpreter."""
     with warnings.catch_warnings():
         # TensorFlow recommends the package ai-edge-litert, which this would otherwise depend on.
-        warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")
+        warnings.filterwarnings("ignore", "(?s).*use the LiteRT interpreter")
         interpreter = tf.lite.Interpreter(model_content=content)
 
     def run(name: str, feed: Arrays) -> Arrays:
