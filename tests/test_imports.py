@@ -4,6 +4,7 @@ import ast
 import functools
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -11,78 +12,28 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "tf_mcvae"
 
-# What may be imported by what; a folder is one entry. A new module needs a line.
-DATA = {"datasets", "image_files", "records", "sources", "streams"}
-BELOW_MODELS = {
-    "activations",
-    "annealing",
-    "bounds",
-    "checks",
-    "cores",
-    "distribution",
-    "flows",
-    "fusion",
-    "importance",
-    "kernels",
-    "likelihoods",
-    "networks",
-    "random",
-    "transition_networks",
-    "upsampling",
-}
-LIBRARY = BELOW_MODELS | DATA | {"models", "evaluation", "export", "features", "files", "migrate"}
-COMMAND = {
-    "building",
-    "callbacks",
-    "cluster",
-    "report",
-    "runs",
-    "scores",
-    "settings",
-    "tensorboard",
-    "training",
-}
+ROOT = PACKAGE.parent
+COMMANDS = ROOT / "tf_mcvae_commands"
 
-MAY_IMPORT = {
-    "random": set(),
-    "distribution": set(),
-    "likelihoods": {"random"},
-    "checks": {"likelihoods"},
-    "streams": {"random"},
-    "image_files": {"streams"},
-    "records": {"streams"},
-    "sources": {"image_files", "random", "records", "streams"},
-    "datasets": {"random", "records", "sources", "streams"},
-    "cores": {"checks"},
-    "fusion": set(),
-    "activations": {"fusion"},
-    "upsampling": {"fusion"},
-    "networks": {"activations", "checks", "upsampling"},
-    "flows": {"checks", "random"},
-    "transition_networks": {"activations", "checks", "random"},
-    "annealing": set(),
-    "bounds": set(),
-    "kernels": {"annealing", "random"},
-    "importance": {"annealing", "kernels", "random"},
-    "models": BELOW_MODELS,
-    "features": {"models", "random"},
-    "files": set(),
-    "evaluation": BELOW_MODELS - {"networks"} | {"files", "models"},
-    "export": BELOW_MODELS - {"networks"} | {"files", "models"},
-    "migrate": {"activations", "likelihoods", "models", "networks", "transition_networks"},
-    # The command line and what serves it; they may ask the package for its version.
-    **dict.fromkeys(COMMAND, LIBRARY | COMMAND | {"__init__"}),
-    "cli": LIBRARY | COMMAND,
-    "evaluate": LIBRARY | COMMAND | {"cli"},
-    "public": LIBRARY,
-    "__init__": {"public"},
-    "__main__": {"cli"},
-}
+
+def read_directions():
+    """The rooms that each room may import, from the table in CONTRIBUTING.md."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|$", text, re.MULTILINE)
+    rooms = {room for room, _ in rows}
+    everything = {
+        "all rooms": rooms - {"__init__"},
+        "all rooms but `cli`": rooms - {"cli", "commands"},
+    }
+    return {room: everything.get(cell) or set(re.findall(r"`(\w+)`", cell)) for room, cell in rows}
+
+
+MAY_IMPORT = read_directions()
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text())
     for path in sorted(PACKAGE.rglob("*.py"))
-}
+} | {f"commands.{path.stem}": ast.parse(path.read_text()) for path in COMMANDS.glob("*.py")}
 
 
 def names_imported(tree, deep=True):
@@ -98,6 +49,7 @@ def names_imported(tree, deep=True):
 
 def module_of(name):
     """The module of this package that `tf_mcvae.a.b.C` is or is in, "__init__" for the package."""
+    name = name.replace("tf_mcvae_commands", "tf_mcvae.commands")
     parts = name.split(".")[1:]
     for end in range(len(parts), 0, -1):
         for candidate in (parts[:end], [*parts[:end], "__init__"]):
@@ -107,10 +59,11 @@ def module_of(name):
 
 
 @functools.cache
-def imports(module):
-    """The modules of this package that `module` imports."""
-    names = names_imported(MODULES[module])
-    return {module_of(name) for name in names if name.split(".")[0] == "tf_mcvae"}
+def imports(module, deep=True):
+    """The modules of both packages that `module` imports, also within functions if `deep`."""
+    names = names_imported(MODULES[module], deep)
+    packages = ("tf_mcvae", "tf_mcvae_commands")
+    return {module_of(name) for name in names if name.split(".")[0] in packages}
 
 
 def entry(module):
@@ -124,12 +77,23 @@ def test_imports_have_the_directions_of_the_design(module):
     assert not forbidden
 
 
+def test_each_room_has_a_row():
+    assert set(map(entry, MODULES)) == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if entry(name) == "commands"])
+def test_commands_import_the_library_within_functions(module):
+    """On importing them they import no other room, which would import TensorFlow."""
+    assert {entry(name) for name in imports(module, False)} <= {"commands"}
+
+
 def test_no_cycles():
-    """Not between modules, nor between the entries of the table."""
+    """Not between modules, nor between the rooms on importing them."""
     for graph in (
         {module: imports(module) for module in MODULES},
         {
-            name: {entry(i) for m in MODULES if entry(m) == name for i in imports(m)} - {name}
+            name: {entry(i) for m in MODULES if entry(m) == name for i in imports(m, False)}
+            - {name}
             for name in map(entry, MODULES)
         },
     ):
@@ -170,7 +134,7 @@ def test_walk_sees_all_imports():
     tree = ast.parse(
         "def f():\n    from tf_mcvae.models.vae import VAE\n    import tf_mcvae_commands.train as c"
     )
-    assert {module_of(name) for name in names_imported(tree)} == {"models.vae", "cli"}
+    assert {module_of(name) for name in names_imported(tree)} == {"models.vae", "commands.train"}
     assert not list(names_imported(tree, deep=False))
     assert module_of("tf_mcvae.VAE") == module_of("tf_mcvae") == "__init__"
     assert module_of("tf_mcvae.kernels.MetropolisHastings") == "kernels.__init__"

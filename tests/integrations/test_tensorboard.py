@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import tf_mcvae
 from tf_mcvae.cli.callbacks import Checkpoint, read_history
-from tf_mcvae.cli.pictures import tile_images
+from tf_mcvae.integrations.pictures import tile_images
 from tf_mcvae.integrations.tensorboard import TensorBoardLogger
 from tf_mcvae_commands import train as cli
 

@@ -20,12 +20,12 @@ from tf_mcvae.cli.callbacks import (
     save_model,
 )
 from tf_mcvae.cli.environment import share_cores, show_gpus, versions
-from tf_mcvae.cli.pictures import draw_images
 from tf_mcvae.cli.run_data import load_data
 from tf_mcvae.datasets import Data, DataSpec
 from tf_mcvae.evaluation.suite import Suite, report
 from tf_mcvae.export import check_onnx_packages, export_onnx, export_saved_model, export_tflite
 from tf_mcvae.files import replacing, write_json
+from tf_mcvae.integrations.pictures import draw_images
 from tf_mcvae.integrations.tensorboard import TensorBoardLogger
 from tf_mcvae.models import MonteCarloVAE, load_model
 from tf_mcvae_commands.cluster import ALONE, Worker, joined

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_mcvae.cli.pictures import tile_images
 from tf_mcvae.evaluation import estimate_log_likelihood
+from tf_mcvae.integrations.pictures import tile_images
 from tf_mcvae.models import MonteCarloVAE
 from tf_mcvae.models.annealed import AnnealedVAE
 

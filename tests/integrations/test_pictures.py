@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 import tf_mcvae
-from tf_mcvae.cli.pictures import draw_images
+from tf_mcvae.integrations.pictures import draw_images
 
 
 @pytest.mark.parametrize("channels", [1, 3])
