@@ -22,7 +22,7 @@ def read_directions():
     rows = re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|$", text, re.MULTILINE)
     rooms = {room for room, _ in rows}
     everything = {
-        "all rooms": rooms - {"__init__"},
+        "all rooms": rooms,
         "all rooms but `cli`": rooms - {"cli", "commands"},
     }
     return {room: everything.get(cell) or set(re.findall(r"`(\w+)`", cell)) for room, cell in rows}
