@@ -6,10 +6,12 @@ a seed of its own (a server that batches requests needs this), `at_row` numbers 
 that is drawn in parts.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from tf_mcvae.row_seeds import ALGORITHM, NumberedRows, RowSeed, SeedPerRow, integers
 
@@ -17,6 +19,7 @@ __all__ = [
     "NumberedRows",
     "RowSeed",
     "Seed",
+    "SeedLike",
     "SeedPerRow",
     "as_seed",
     "at_row",
@@ -29,13 +32,14 @@ __all__ = [
 ]
 
 Seed: TypeAlias = "tf.Tensor | RowSeed"
+SeedLike: TypeAlias = "int | Sequence[int] | np.ndarray[Any, Any] | tf.Tensor | RowSeed"
 
 # TensorFlow's own float draws differ inside and outside XLA, its integer draws do not: both
 # distributions are therefore made from integers, of which 23 bits are used, a float32's mantissa.
 _UNIT = 2.0**-23
 
 
-def as_seed(seed: Any) -> Seed:
+def as_seed(seed: SeedLike) -> Seed:
     """Returns `seed` (an integer, a pair of integers or a seed) as a seed.
 
     Raises:
@@ -60,7 +64,7 @@ def as_seed(seed: Any) -> Seed:
     )
 
 
-def per_row(seeds: Any) -> SeedPerRow:
+def per_row(seeds: ArrayLike) -> SeedPerRow:
     """Returns a seed that gives each row of a batch the draws of its own seed.
 
     Args:

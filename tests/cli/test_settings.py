@@ -33,7 +33,7 @@ def test_flags_of_the_evaluation_command_are_the_fields(field):
     assert {f"--{name}" for name in field.metadata["names"]} < set(action.option_strings)
 
 
-@pytest.mark.parametrize("name", ALIASES)
+@pytest.mark.parametrize("name", sorted(ALIASES))
 def test_flags_of_the_training_command_are_of_the_fields(name):
     (field,) = [field for field in FIELDS if name in field.metadata["names"]]
     action = train.make_parser()._option_string_actions[f"--ais-{name}"]

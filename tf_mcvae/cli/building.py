@@ -6,9 +6,9 @@ from typing import Any
 import keras
 
 from tf_mcvae.datasets import DataSpec
-from tf_mcvae.layers import StepSize
 from tf_mcvae.layers.likelihoods import Gaussian
 from tf_mcvae.layers.networks import Decoder, Encoder
+from tf_mcvae.layers.step_size import StepSize, StepSizeRule
 from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, FlowVAE, MonteCarloVAE
 from tf_mcvae_commands.options import schedule_call
 from tf_mcvae_commands.training_settings import RunConfig
@@ -69,7 +69,7 @@ def _own_arguments(config: RunConfig) -> dict[str, Any]:
 
 
 def _transition_arguments(config: RunConfig) -> dict[str, Any]:
-    rule = "variance" if config.variance_sensitive_step else "acceptance"
+    rule: StepSizeRule = "variance" if config.variance_sensitive_step else "acceptance"
     rule = "learned" if config.learnable_transitions else rule
     return {
         "num_transitions": config.num_transitions,

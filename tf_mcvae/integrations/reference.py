@@ -13,10 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_mcvae.layers import StepSize
 from tf_mcvae.layers.activations import ACTIVATIONS
 from tf_mcvae.layers.likelihoods import Gaussian, Likelihood
 from tf_mcvae.layers.networks import Decoder, Encoder
+from tf_mcvae.layers.step_size import StepSize, StepSizeRule
 from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse, TransitionNetwork
 from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, MonteCarloVAE
 
@@ -199,7 +199,7 @@ def _transition_arguments(
             "A Monte Carlo model has weights `transitions.<k>.log_stepsize`. "
             f"Received: names {sorted(arrays)}"
         )
-    rule = "variance" if settings.get("variance_sensitive_step") else "acceptance"
+    rule: StepSizeRule = "variance" if settings.get("variance_sensitive_step") else "acceptance"
     rule = "learned" if settings.get("learnable_transitions") else rule
     target = float(settings.get("acceptance_rate_target", 0.95))
     schedules = {"tempering_logalpha": "sigmoidal", "tempering_beta_logits": "all_learnable"}

@@ -6,14 +6,30 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_mcvae.checks import ExplicitArguments
 
-class Schedule(keras.layers.Layer):
+
+class Schedule(ExplicitArguments, keras.layers.Layer):
     """Base of the schedules: K + 2 inverse temperatures `0 = b_0 < b_1 <= ... < b_{K+1} = 1`.
 
     Transition k of K targets `pi_{b_k}`. `build(K)` makes the weights.
+
+    Args:
+        name: Name of the layer.
+        trainable: Whether the weights are trained.
+        dtype: Data type or policy, as in Keras.
     """
 
     num_transitions: int
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = None,
+    ) -> None:
+        super().__init__(name=name, trainable=trainable, dtype=dtype)
 
     def build(self, num_transitions: int) -> None:
         """Makes the weights for `num_transitions` transitions."""
@@ -47,15 +63,26 @@ class SigmoidalSchedule(Schedule):
         b_k = (s(t_k) - s(0)) / (s(1) - s(0)),        delta = exp(log_steepness).
 
     Args:
-        log_steepness: First value of the logarithm of `delta`; -3 is all but linear.
+        log_steepness: First value of the logarithm of `delta`; -3 is almost linear.
         learnable: Whether the steepness is trained.
+        name: Name of the layer.
+        trainable: Whether the weights are trained.
+        dtype: Data type or policy, as in Keras.
 
     Reference:
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
     """
 
-    def __init__(self, log_steepness: float = -3.0, learnable: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        log_steepness: float = -3.0,
+        learnable: bool = True,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = None,
+    ) -> None:
+        super().__init__(name=name, trainable=trainable, dtype=dtype)
         self.initial_log_steepness = log_steepness
         self.learnable = learnable
 
@@ -112,7 +139,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
 }
 
 
-def get_schedule(identifier: Any) -> Schedule:
+def get_schedule(identifier: str | Schedule) -> Schedule:
     """Returns the schedule of a name (`linear`, `sigmoidal`, `all_learnable`), or the one given.
 
     Raises:

@@ -1,36 +1,42 @@
 """The step sizes of a model's transitions, as a layer: fixed, learned or adapted."""
 
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
+from tf_mcvae.checks import ExplicitArguments
 from tf_mcvae.kernels.step_size_rules import acceptance_update, variance_update
 
+StepSizeRule = Literal["fixed", "learned", "acceptance", "variance"]
 ADAPTED = ("acceptance", "variance")
 RULES = ("fixed", "learned", *ADAPTED)
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
-class StepSize(keras.layers.Layer):
+class StepSize(ExplicitArguments, keras.layers.Layer):
     """Step sizes, one for each of K transitions, and the rule by which they change.
 
     `values()` are the step sizes, `[K]` or, per dimension, `[K, D]`. Rules:
 
-    - `"fixed"`: they stay.
+    - `"fixed"`: they do not change.
     - `"learned"`: their logarithms are trained with the networks.
-    - `"acceptance"`: after each training step a transition's step grows by 1.002 if its acceptance
-      reaches the target, and else shrinks by 0.998, within [0.001, 0.5].
+    - `"acceptance"`: each training step multiplies a transition's step size by 1.002 if its
+      acceptance reaches the target, and by 0.998 if not, within [0.001, 0.5].
     - `"variance"`: per dimension, towards the inverse spread of the score over the batch.
 
-    Adapted values are weights that are not trainable: they are saved, and move only in training.
+    Adapted values are weights that are not trainable: they are saved, and change only in training.
 
     Args:
         initial: First step size: a scalar; `[K]`, one for each transition; or `[1, D]` or `[K, D]`,
             per dimension. In the units of `UnadjustedLangevin`.
         rule: One of the rules above.
         target_acceptance: Acceptance that the adapted rules aim at.
+        name: Name of the layer.
+        trainable: Whether the weights are trained.
+        dtype: Data type or policy, as in Keras.
 
     Raises:
         ValueError: If a step size is negative or not finite (or, for a learned one, zero), or the
@@ -42,12 +48,15 @@ class StepSize(keras.layers.Layer):
 
     def __init__(
         self,
-        initial: Any = 0.01,
-        rule: str = "fixed",
+        initial: ArrayLike = 0.01,
+        rule: StepSizeRule = "fixed",
         target_acceptance: float = 0.9,
-        **kwargs: Any,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(name=name, trainable=trainable, dtype=dtype)
         if rule not in RULES:
             raise ValueError(f"`rule` must be one of {RULES}. Received: rule={rule!r}")
         if not 0.0 < target_acceptance < 1.0:
@@ -63,7 +72,7 @@ class StepSize(keras.layers.Layer):
             )
         if rule == "learned" and np.any(values == 0):
             raise ValueError(
-                "A learned step size must begin above 0, as its logarithm is trained. "
+                "A learned step size must start above 0, as its logarithm is trained. "
                 f"Received: {initial!r}"
             )
         self.initial = values
@@ -92,7 +101,7 @@ class StepSize(keras.layers.Layer):
             self._make("variance_scale", np.full([num_transitions], 0.1), trainable=False)
         self.built = True
 
-    def _make(self, name: str, values: Any, trainable: bool) -> None:
+    def _make(self, name: str, values: np.ndarray[Any, Any], trainable: bool) -> None:
         def initializer(shape: Any, dtype: Any = None) -> tf.Tensor:
             return tf.constant(values, dtype, shape)
 

@@ -14,20 +14,31 @@ import numpy as np
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.checks import ExplicitArguments, check_positive_integer
 from tf_mcvae.layers.activations import get_activation
 
 
-class TransitionNetwork(keras.layers.Layer):
+class TransitionNetwork(ExplicitArguments, keras.layers.Layer):
     """K dense networks of one shape, `[..., N] -> [..., M]`.
 
     Args:
         hidden_units: Widths of the hidden layers. None: two layers, as wide as the input.
         activation: Of the hidden layers; a name as for `Encoder`.
+        name: Name of the layer.
+        trainable: Whether the weights are trained.
+        dtype: Data type or policy, as in Keras.
     """
 
-    def __init__(self, hidden_units: Sequence[int] | None, activation: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        hidden_units: Sequence[int] | None,
+        activation: str,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = None,
+    ) -> None:
+        super().__init__(name=name, trainable=trainable, dtype=dtype)
         for units in hidden_units or ():
             check_positive_integer("hidden_units", units)
         self.hidden_units = None if hidden_units is None else list(hidden_units)
@@ -35,7 +46,7 @@ class TransitionNetwork(keras.layers.Layer):
         self._activate = get_activation(activation)
 
     def build_networks(self, num_transitions: int, num_inputs: int, num_outputs: int) -> None:
-        """Makes the weights of `num_transitions` networks, which begin by returning 0."""
+        """Makes the weights of `num_transitions` networks, which return 0 at first."""
         hidden = [num_inputs] * 2 if self.hidden_units is None else self.hidden_units
         pairs = list(itertools.pairwise([num_inputs, *hidden, num_outputs]))
         # Glorot's bounds for each of the K matrices; of the stack Keras would take others.
@@ -73,14 +84,17 @@ class TransitionNetwork(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class LearnedDrift(TransitionNetwork):
-    """A network in the place of the score, `drift_k(z, x)`, in each Langevin transition.
+    """A network in place of the score, `drift_k(z, x)`, in each Langevin transition.
 
-    It begins at 0, and is trained by the bound and by the drift-matching loss
+    It starts at 0, and is trained by the bound and by the drift-matching loss
     `sum_k |drift_k - score_{b_k}|^2`.
 
     Args:
         hidden_units: Widths of the hidden layers. None: two layers, as wide as `[z, x]`.
         activation: Of the hidden layers.
+        name: Name of the layer.
+        trainable: Whether the weights are trained.
+        dtype: Data type or policy, as in Keras.
 
     Reference:
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
@@ -90,9 +104,12 @@ class LearnedDrift(TransitionNetwork):
         self,
         hidden_units: Sequence[int] | None = None,
         activation: str = "leakyrelu",
-        **kwargs: Any,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
-        super().__init__(hidden_units, activation, **kwargs)
+        super().__init__(hidden_units, activation, name=name, trainable=trainable, dtype=dtype)
 
     def build(self, num_transitions: int, latent_dim: int, num_features: int) -> None:
         """Makes the weights for K transitions, D latent dimensions and the elements of one `x`."""
@@ -105,24 +122,33 @@ class LearnedDrift(TransitionNetwork):
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class LearnedReverse(TransitionNetwork):
-    """A network for the kernel that leads backwards, in the place of Langevin's own.
+    """A network for the kernel that runs backwards, in place of Langevin's own.
 
         r_k(z_{k-1} | z_k, x) = N(z_k + m, diag(exp v)),     (m, v) = network_k(z_k, loc(x)).
 
-    It begins at `m = 0` and `v = log(2 e_k)`, the move's own variance.
+    It starts at `m = 0` and `v = log(2 e_k)`, the variance of the transition.
 
     Args:
         hidden_units: Widths of the hidden layers.
         activation: Of the hidden layers.
+        name: Name of the layer.
+        trainable: Whether the weights are trained.
+        dtype: Data type or policy, as in Keras.
 
     Reference:
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
     """
 
     def __init__(
-        self, hidden_units: Sequence[int] = (200,), activation: str = "gelu", **kwargs: Any
+        self,
+        hidden_units: Sequence[int] = (200,),
+        activation: str = "gelu",
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
-        super().__init__(hidden_units, activation, **kwargs)
+        super().__init__(hidden_units, activation, name=name, trainable=trainable, dtype=dtype)
 
     def build(self, num_transitions: int, latent_dim: int) -> None:
         """Makes the weights for K transitions in D dimensions."""

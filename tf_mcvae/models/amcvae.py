@@ -1,10 +1,10 @@
 """A-MCVAE: Metropolis-adjusted Langevin transitions."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from tf_mcvae import random
 from tf_mcvae.kernels import MetropolisAdjustedLangevin
@@ -64,7 +64,7 @@ class AMCVAE(AnnealedVAE):
         num_transitions: int = 5,
         num_samples: int = 5,
         schedule: ScheduleName | Schedule = "linear",
-        step_size: float | Sequence[Any] | StepSize = 0.01,
+        step_size: ArrayLike | StepSize = 0.01,
         cloned_decoder: bool = False,
         recompute: bool = False,
         acceptance: Acceptance = "metropolis",
@@ -72,7 +72,7 @@ class AMCVAE(AnnealedVAE):
         seed: int = 0,
         name: str | None = None,
         trainable: bool = True,
-        dtype: Any = None,
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
         check_acceptance(acceptance)
         super().__init__(
@@ -120,7 +120,9 @@ class AMCVAE(AnnealedVAE):
             return 1.0
         return tf.minimum(1.0, 0.1 * tf.cast(tf.convert_to_tensor(self.epoch), tf.float32))
 
-    def fit(self, x: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+    def fit(
+        self, x: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any
+    ) -> keras.callbacks.History:
         """Trains the model; as `keras.Model.fit`."""
         set_epoch = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, logs: self.epoch.assign(epoch)

@@ -4,6 +4,8 @@ from typing import Any, Literal, Self
 
 import keras
 import tensorflow as tf
+import tensorflow_probability as tfp
+from numpy.typing import ArrayLike
 
 from tf_mcvae import distribute, random
 from tf_mcvae.checks import ExplicitArguments, check_positive_integer, check_seeds
@@ -50,7 +52,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         seed: int = 0,
         name: str | None = None,
         trainable: bool = True,
-        dtype: Any = None,
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
         super().__init__(name=name, trainable=trainable, dtype=dtype)
         check_positive_integer("num_samples", num_samples)
@@ -121,11 +123,13 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         """The generative model `p(z) p(x|z)`."""
         return GenerativeModel(self.prior, self.decoder, self.likelihood)
 
-    def posterior(self, batch: Batch, training: bool = False) -> Any:
+    def posterior(self, batch: Batch, training: bool = False) -> tfp.distributions.Distribution:
         """Returns the encoder's `q(z|x)` as a `tfd.Distribution` with batch shape `[B]`."""
         return diagonal_normal(*loc_and_scale(self.encoder(batch.x, training=training)))
 
-    def draw_posterior(self, posterior: Any, num_samples: int, seed: random.Seed) -> tf.Tensor:
+    def draw_posterior(
+        self, posterior: tfp.distributions.Distribution, num_samples: int, seed: random.Seed
+    ) -> tf.Tensor:
         """Draws `z_0 = loc + scale * noise`, `[S, B, D]`, differentiably."""
         loc, scale = posterior.distribution.loc, posterior.distribution.scale
         return loc + scale * random.normal([num_samples, *random.shape_of(loc)], seed)
@@ -151,7 +155,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
     def path(
         self,
         batch: Batch,
-        posterior: Any,
+        posterior: tfp.distributions.Distribution,
         generative: GenerativeModel | None = None,
         training: bool = False,
     ) -> AnnealedPath:
@@ -189,24 +193,24 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         loc = self.posterior(Batch(x), training).mean()
         return self.generative.mean(self.to_latents(loc), training)
 
-    def encode(self, x: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    def encode(self, x: ArrayLike) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns location and scale of `q(z|x)`, each `[B, D]`."""
         posterior = self.posterior(self._batch(x))
         return posterior.mean(), posterior.stddev()
 
-    def decode(self, z: Any) -> tf.Tensor:
+    def decode(self, z: ArrayLike) -> tf.Tensor:
         """Returns the mean of `p(x|z)`, `[..., *event]`, for latents `[..., D]`."""
         return self.generative.mean(tf.convert_to_tensor(z))
 
-    def reconstruct(self, x: Any) -> tf.Tensor:
+    def reconstruct(self, x: ArrayLike) -> tf.Tensor:
         """Returns the mean of `p(x|z)` at the encoder's location, `[B, ...]`."""
         return self.call(self._batch(x).x)
 
-    def log_joint(self, x: Any, z: tf.Tensor) -> tf.Tensor:
+    def log_joint(self, x: ArrayLike, z: tf.Tensor) -> tf.Tensor:
         """Returns `log p(x, z)` in nats, `[S, B]`, for `x [B, ...]` and latents `z [S, B, D]`."""
         return self.generative.bind(self._batch(x))(z)
 
-    def sample(self, num_samples: int, seed: Any = None) -> tf.Tensor:
+    def sample(self, num_samples: int, seed: random.SeedLike | None = None) -> tf.Tensor:
         """Returns means of `p(x|z)` for `z` drawn from the prior, `[num_samples, ...]`.
 
         Args:
@@ -218,7 +222,9 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         seed = self._seed_or_next(seed, num_samples)
         return self.decode(self.prior.sample([1, num_samples, self.latent_dim], seed)[0])
 
-    def posterior_sample(self, x: Any, num_samples: int = 1, seed: Any = None) -> tf.Tensor:
+    def posterior_sample(
+        self, x: ArrayLike, num_samples: int = 1, seed: random.SeedLike | None = None
+    ) -> tf.Tensor:
         """Draws latents from the model's approximation of `p(z|x)`.
 
         Args:
@@ -238,7 +244,9 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         """Draws the states that `posterior_sample` gives the latents of, `[S, B, D]`."""
         return self.draw_posterior(self.posterior(batch), num_samples, seed)
 
-    def log_weights(self, x: Any, seed: Any = None, num_samples: int | None = None) -> tf.Tensor:
+    def log_weights(
+        self, x: ArrayLike, seed: random.SeedLike | None = None, num_samples: int | None = None
+    ) -> tf.Tensor:
         """Returns log weights with `E[exp(log_weights)] = p(x)`.
 
         Args:
@@ -256,7 +264,9 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         check_positive_integer("num_samples", num_samples)
         return self.weigh(batch, self._seed_or_next(seed, batch.x.shape[0]), num_samples)
 
-    def bound(self, x: Any, seed: Any = None, num_samples: int | None = None) -> tf.Tensor:
+    def bound(
+        self, x: ArrayLike, seed: random.SeedLike | None = None, num_samples: int | None = None
+    ) -> tf.Tensor:
         """Returns the model's lower bound on `log p(x)`, `[B]`, in nats.
 
         Args:
@@ -279,7 +289,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         self.check_inputs(x if hasattr(x, "shape") else tf.convert_to_tensor(x))
         return Batch(tf.convert_to_tensor(x))
 
-    def _seed_or_next(self, seed: Any, num_rows: int | None) -> random.Seed:
+    def _seed_or_next(self, seed: random.SeedLike | None, num_rows: int | None) -> random.Seed:
         if seed is not None:
             seed = random.as_seed(seed)
             check_seeds(seed, num_rows)

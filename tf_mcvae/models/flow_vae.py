@@ -69,7 +69,7 @@ class FlowVAE(MonteCarloVAE):
         seed: int = 0,
         name: str | None = None,
         trainable: bool = True,
-        dtype: Any = None,
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
         super().__init__(
             encoder,

@@ -48,7 +48,7 @@ class IWAE(MonteCarloVAE):
         seed: int = 0,
         name: str | None = None,
         trainable: bool = True,
-        dtype: Any = None,
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
         if gradient not in ("plain", "stl", "dreg"):
             raise ValueError(

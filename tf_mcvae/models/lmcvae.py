@@ -1,12 +1,12 @@
 """L-MCVAE: unadjusted Langevin transitions."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from tf_mcvae import random
 from tf_mcvae.kernels import Drift, Place, UnadjustedLangevin, score_drift
@@ -95,7 +95,7 @@ class LMCVAE(AnnealedVAE):
         num_transitions: int = 5,
         num_samples: int = 1,
         schedule: ScheduleName | Schedule = "linear",
-        step_size: float | Sequence[Any] | StepSize = 0.01,
+        step_size: ArrayLike | StepSize = 0.01,
         cloned_decoder: bool = False,
         recompute: bool = False,
         skip_threshold: float = 0.0,
@@ -104,7 +104,7 @@ class LMCVAE(AnnealedVAE):
         seed: int = 0,
         name: str | None = None,
         trainable: bool = True,
-        dtype: Any = None,
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
         if not 0.0 <= skip_threshold < 1.0:
             raise ValueError(

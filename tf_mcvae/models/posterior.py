@@ -1,7 +1,5 @@
 """The encoder's approximate posterior `q(z|x) = N(loc(x), diag(scale(x)^2))`."""
 
-from typing import Any
-
 import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -27,6 +25,6 @@ def loc_and_scale(code: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return loc, tf.exp(0.5 * log_variance)
 
 
-def diagonal_normal(loc: tf.Tensor, scale: tf.Tensor) -> Any:
+def diagonal_normal(loc: tf.Tensor, scale: tf.Tensor) -> tfp.distributions.Distribution:
     """Returns `N(loc, diag(scale^2))` over the last axis, a `tfd.Distribution`."""
     return tfd.Independent(tfd.Normal(loc, scale), 1)

@@ -1,14 +1,13 @@
 """Loading saved models."""
 
 import os
-from typing import Any
 
 import keras
 
 from tf_mcvae.models.base import MonteCarloVAE
 
 
-def load_model(path: str | os.PathLike[str]) -> Any:
+def load_model(path: str | os.PathLike[str]) -> MonteCarloVAE:
     """Loads a model that `model.save("x.keras")` wrote.
 
     `keras.models.load_model` reads the same files, once this package is imported; its errors about

@@ -65,7 +65,9 @@ class TrainedModel(keras.Model):
     jit_requested: JitCompile = "auto"
     _evaluating = False
 
-    def __init__(self, *, name: str | None, trainable: bool, dtype: Any) -> None:
+    def __init__(
+        self, *, name: str | None, trainable: bool, dtype: str | keras.DTypePolicy | None
+    ) -> None:
         super().__init__(name=name, trainable=trainable, dtype=dtype)
         self.is_distributed = distribute.is_distributed()
         # Training steps, and the batches of one evaluation: random numbers depend on these counts
@@ -121,7 +123,10 @@ class TrainedModel(keras.Model):
     # Keras' entry points.
 
     def compile(
-        self, optimizer: Any = "adam", skip_gradient_norm: float | None = None, **kwargs: Any
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "adam",
+        skip_gradient_norm: float | None = None,
+        **kwargs: Any,
     ) -> None:
         """Sets the optimizer and how training runs; as `keras.Model.compile`.
 
@@ -182,7 +187,7 @@ class TrainedModel(keras.Model):
                 self.optimizer.build(self.trainable_variables)
         return super().make_train_function(force)
 
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the model; as `keras.Model.fit`."""
         x = self.check_inputs(x)
         if isinstance(x, tf.data.Dataset):

@@ -1,7 +1,5 @@
 """The variational auto-encoder."""
 
-from typing import Any
-
 import keras
 import tensorflow as tf
 
@@ -57,7 +55,7 @@ class VAE(MonteCarloVAE):
         seed: int = 0,
         name: str | None = None,
         trainable: bool = True,
-        dtype: Any = None,
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
         super().__init__(
             encoder,
