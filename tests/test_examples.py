@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tf_mcvae
+import tf_mcvae_commands
 from tf_mcvae_commands.train import main
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +19,8 @@ README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 MODULES = [
     module.name
-    for module in pkgutil.walk_packages(tf_mcvae.__path__, "tf_mcvae.")
+    for package in (tf_mcvae, tf_mcvae_commands)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     if not module.ispkg
 ]
 
