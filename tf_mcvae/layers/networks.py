@@ -163,10 +163,7 @@ class _Chain(ExplicitArguments, keras.Model):
         self.hidden_units = _check_integers("hidden_units", hidden_units)
 
     def _is_plain(self) -> bool:
-        """Returns whether all layers are dense, with an activation of this package.
-
-        Such networks suit XLA; see `performance.plan.suits_xla`.
-        """
+        """Returns whether all layers are dense, with an activation of this package."""
         return self.architecture == "dense" and self.activation in ACTIVATIONS.values()
 
     def _hidden(self) -> list[keras.Layer]:
@@ -237,7 +234,7 @@ class Encoder(_Chain):
         TensorShape([5, 4])
     """
 
-    suits_xla = property(_Chain._is_plain)
+    suits_xla = property(_Chain._is_plain)  # See `performance.plan.suits_xla`.
 
     def __init__(
         self,
@@ -298,7 +295,7 @@ class Decoder(_Chain):
         TensorShape([5, 28, 28, 1])
     """
 
-    suits_xla = property(_Chain._is_plain)
+    suits_xla = property(_Chain._is_plain)  # See `performance.plan.suits_xla`.
 
     def __init__(
         self,

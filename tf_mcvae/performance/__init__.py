@@ -1,4 +1,4 @@
-"""What only makes the same numbers come sooner."""
+"""Faster ways to the same numbers; `plan` decides which of them a step takes."""
 
 from tf_mcvae.performance.cores import parallelize_over_batch
 

@@ -1,8 +1,8 @@
 """Nearest-neighbour resizes of images, and convolutions of resized images at the old size's cost.
 
-Both are linear maps that copy and add pixels along one axis after the other. A number along an axis
-says which old pixel a new one sees; -1 stands for the zeros around an image. The gradients, to any
-order, are made of the map and its transpose: TensorFlow's own would be a scatter, which is slow.
+Both are linear maps that copy and add pixels along one axis after the other. An array of indices
+says which old pixel each new one copies; -1 stands for the zeros around an image. Gradients of any
+order are the map and its transpose: TensorFlow's own would be a scatter, which is slow.
 """
 
 import functools
@@ -32,10 +32,10 @@ def nearest_resize(images: Any, height: int, width: int) -> Any:
 def upsampled_conv(images: Any, kernel: Any, bias: Any, height: int, width: int) -> Any:
     """Convolves resized images by a 3x3 kernel, with zeros around them.
 
-    A copied pixel times a weight is a copy of the product. So in fused graphs the products with the
-    nine weights are taken before the resize and only added after it: for an image of four times the
-    pixels that is a quarter of the arithmetic. Half precision, where a core multiplies far faster
-    than it adds, is convolved as it is.
+    A copied pixel times a weight is a copy of the product. So fused graphs multiply by the nine
+    weights before the resize and only add after it: for an image of four times the pixels that is a
+    quarter of the arithmetic. In half precision, where a core multiplies far faster than it adds,
+    the resized image is convolved.
 
     Args:
         images: `[N, H, W, C]`, `H` and `W` known.
@@ -63,7 +63,7 @@ def upsampled_conv(images: Any, kernel: Any, bias: Any, height: int, width: int)
 def pointwise_conv(images: Any, kernel: Any, bias: Any = None) -> Any:
     """Convolves images by a 1x1 kernel.
 
-    Of few channels this product of matrices is faster than TensorFlow's convolution, and its
+    With few channels this product of matrices is faster than TensorFlow's convolution, and its
     gradient three times as fast.
 
     Args:
@@ -103,7 +103,7 @@ def _add_neighbours(rows: int, columns: int, height: int, width: int) -> Callabl
     def collect(x: Any, seen: list[np.ndarray], num: int, axis: int) -> Any:
         return tf.stack([_collect(x, pixels, num, axis) for pixels in seen], axis=axis + 1)
 
-    # Turned so, each axis has its neighbours behind it: [N, rows, 3, columns, 3, F].
+    # In this order each axis is followed by its neighbours: [N, rows, 3, columns, 3, F].
     order = [0, 1, 3, 2, 4, 5]
     return _linear_map(
         lambda x: spread(spread(tf.transpose(x, order), seen_rows, 1), seen_columns, 2),
@@ -116,7 +116,7 @@ def _add_neighbours(rows: int, columns: int, height: int, width: int) -> Callabl
 def _linear_map(
     forward: Callable[[Any], Any], transpose: Callable[[Any], Any]
 ) -> Callable[[Any], Any]:
-    """Returns a linear map, a loop where graphs are fused, whose gradient is its transpose."""
+    """Returns a linear map whose gradient is its transpose; both are loops in fused graphs."""
     fused_forward, fused_transpose = fused(forward), fused(transpose)
 
     @tf.custom_gradient
@@ -131,12 +131,12 @@ def _linear_map(
 
 
 def _seen(num: int, size: int) -> np.ndarray:
-    """Returns which of `num` pixels each of `size` sees."""
+    """Returns which of `num` pixels each of `size` new ones copies."""
     return np.arange(size) * num // size
 
 
 def _seen_by_neighbours(num: int, size: int) -> list[np.ndarray]:
-    """Returns which of `num` pixels the one before each of `size` sees, itself, and the next."""
+    """Returns which pixel each of `size` copies from its neighbour before, itself, and the next."""
     seen = np.pad(_seen(num, size), 1, constant_values=-1)
     return [seen[shift : shift + size] for shift in range(3)]
 
