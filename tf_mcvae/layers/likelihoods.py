@@ -288,7 +288,7 @@ def get(identifier: str | dict[str, Any] | Likelihood) -> Likelihood:
 
     Raises:
         ValueError: If there is no likelihood of that name.
-        TypeError: If `identifier` is none of these.
+        TypeError: If `identifier` has another type.
 
     Example:
         >>> get({"class_name": "gaussian", "config": {"scale": 0.5}}).initial_scale

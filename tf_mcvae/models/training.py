@@ -137,7 +137,8 @@ class TrainedModel(keras.Model):
                 leaves out no update.
             **kwargs: Further arguments of `keras.Model.compile`. With `jit_compile="auto"`, the
                 default, XLA also compiles training on a CPU where that is faster: for models with
-                transitions, with this package's dense networks, activations and likelihoods.
+                transitions, with this package's dense networks, activations and likelihoods. A
+                class of yours takes part if its own body says `suits_xla = True`.
 
         Raises:
             ValueError: If a loss or metrics are given, which would have no effect, or the norm is
