@@ -41,11 +41,11 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 class ExplicitArguments:
-    """Mixin of Keras layers and models: an unknown constructor argument is answered with help.
+    """Mixin for Keras layers and models that suggests a name for an unknown constructor argument.
 
-    It comes before the Keras class among the bases. Constructors that take `**kwargs`, as those of
-    user subclasses often do, are left to Keras. `inspect.signature` and `help` show the `__init__`
-    of the class, provided that the class with the mixin, or a subclass, defines one.
+    List it before the Keras class among the bases. Constructors with `**kwargs`, which subclasses of
+    users often have, are not checked. `inspect.signature` and `help` show the class's `__init__`,
+    which the class with the mixin, or a subclass, must define.
 
     Raises:
         TypeError: If the constructor has no argument of a given name.

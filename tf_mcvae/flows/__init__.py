@@ -5,7 +5,7 @@ A flow turns the encoder's Gaussian into a more flexible posterior. For `u ~ q(u
     log q(z) = log q(u) - log |det T'(u)|,        z = T(u).
 
 All flows start at or near the identity, so training starts near the bound of the model without a
-flow. Their range is the whole latent space, so the mean of importance weights is the evidence.
+flow. Their range is the whole latent space, so the expected importance weight is the evidence.
 """
 
 from tf_mcvae.flows.affine import IAF, RealNVP

@@ -151,14 +151,6 @@ class NetworkFlow(Flow):
 
 
 def mask(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> tf.Tensor:
-    """Returns 1 where a unit may depend on a unit of the previous layer, and 0 elsewhere.
-
-    Args:
-        before: Degrees of the units of the previous layer.
-        after: Degrees of the units.
-
-    Returns:
-        `[before, after]`, `float32`.
-    """
+    """Returns `[before, after]`: 1 where a unit may see one of the previous layer, 0 elsewhere."""
     # Compared in the graph: every function of an exported model would store a copy of a constant.
     return tf.cast(tf.constant(before)[:, tf.newaxis] <= tf.constant(after), tf.float32)
