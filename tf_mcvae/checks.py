@@ -43,8 +43,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
 class ExplicitArguments:
     """Mixin for Keras layers and models that suggests a name for an unknown constructor argument.
 
-    List it before the Keras class among the bases. Constructors with `**kwargs`, which subclasses of
-    users often have, are not checked. `inspect.signature` and `help` show the class's `__init__`,
+    List it before the Keras class among the bases. Constructors with `**kwargs`, which users'
+    subclasses often have, are not checked. `inspect.signature` and `help` show the class's `__init__`,
     which the class with the mixin, or a subclass, must define.
 
     Raises:
