@@ -98,7 +98,7 @@ def plain_errors() -> Iterator[None]:
     """Turns assertions of this package that fail while data are read into `ValueError`s.
 
     In a graph they raise `tf.errors.InvalidArgumentError`, whose text says which operation failed
-    beside what the user has to know.
+    in addition to what the user has to know.
     """
     try:
         yield

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import ArrayLike
 
 from tf_mcvae.row_seeds import ALGORITHM, NumberedRows, RowSeed, SeedPerRow, integers
 
@@ -31,8 +30,8 @@ __all__ = [
     "uniform",
 ]
 
-Seed: TypeAlias = "tf.Tensor | RowSeed"
-SeedLike: TypeAlias = "int | Sequence[int] | np.ndarray[Any, Any] | tf.Tensor | RowSeed"
+Seed: TypeAlias = tf.Tensor | RowSeed
+SeedLike: TypeAlias = int | Sequence[int] | np.ndarray[Any, Any] | tf.Tensor | RowSeed
 
 # TensorFlow's own float draws differ inside and outside XLA, its integer draws do not: both
 # distributions are therefore made from integers, of which 23 bits are used, a float32's mantissa.
@@ -64,7 +63,7 @@ def as_seed(seed: SeedLike) -> Seed:
     )
 
 
-def per_row(seeds: ArrayLike) -> SeedPerRow:
+def per_row(seeds: Sequence[Any] | np.ndarray[Any, Any] | tf.Tensor) -> SeedPerRow:
     """Returns a seed that gives each row of a batch the draws of its own seed.
 
     Args:

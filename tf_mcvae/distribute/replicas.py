@@ -21,7 +21,7 @@ def make_strategy(name: str) -> Any:
 
 
 def scope(strategy: Any) -> Any:
-    """Returns the context in which a strategy is in force; None is no strategy."""
+    """Returns the context in which a strategy is in force; None stands for no strategy."""
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 

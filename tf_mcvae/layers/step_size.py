@@ -1,11 +1,11 @@
 """The step sizes of a model's transitions, as a layer: fixed, learned or adapted."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
-from numpy.typing import ArrayLike
 
 from tf_mcvae.checks import ExplicitArguments
 from tf_mcvae.kernels.step_size_rules import acceptance_update, variance_update
@@ -48,7 +48,7 @@ class StepSize(ExplicitArguments, keras.layers.Layer):
 
     def __init__(
         self,
-        initial: ArrayLike = 0.01,
+        initial: float | Sequence[Any] | np.ndarray[Any, Any] = 0.01,
         rule: StepSizeRule = "fixed",
         target_acceptance: float = 0.9,
         *,

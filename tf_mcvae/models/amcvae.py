@@ -1,10 +1,10 @@
 """A-MCVAE: Metropolis-adjusted Langevin transitions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
-from numpy.typing import ArrayLike
 
 from tf_mcvae import random
 from tf_mcvae.kernels import MetropolisAdjustedLangevin
@@ -64,7 +64,7 @@ class AMCVAE(AnnealedVAE):
         num_transitions: int = 5,
         num_samples: int = 5,
         schedule: ScheduleName | Schedule = "linear",
-        step_size: ArrayLike | StepSize = 0.01,
+        step_size: float | Sequence[Any] | StepSize = 0.01,
         cloned_decoder: bool = False,
         recompute: bool = False,
         acceptance: Acceptance = "metropolis",

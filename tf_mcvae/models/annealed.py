@@ -5,7 +5,6 @@ from typing import Any, Literal, NamedTuple
 
 import keras
 import tensorflow as tf
-from numpy.typing import ArrayLike
 
 from tf_mcvae import random
 from tf_mcvae.checks import check_positive_integer
@@ -75,7 +74,7 @@ class AnnealedVAE(MonteCarloVAE):
         num_transitions: int = 5,
         num_samples: int = 1,
         schedule: ScheduleName | Schedule = "linear",
-        step_size: ArrayLike | StepSize = 0.01,
+        step_size: float | Sequence[Any] | StepSize = 0.01,
         cloned_decoder: bool = False,
         recompute: bool = False,
         seed: int = 0,

@@ -5,7 +5,6 @@ from typing import Any, Literal, Self
 import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
-from numpy.typing import ArrayLike
 
 from tf_mcvae import distribute, random
 from tf_mcvae.checks import ExplicitArguments, check_positive_integer, check_seeds
@@ -13,7 +12,7 @@ from tf_mcvae.kernels import AnnealedPath
 from tf_mcvae.layers import likelihoods
 from tf_mcvae.layers.likelihoods import Likelihood
 from tf_mcvae.layers.priors import StandardNormal
-from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.batch import Array, Batch
 from tf_mcvae.models.generative import GenerativeModel, LogProbFn
 from tf_mcvae.models.inputs import check_floats, check_inputs
 from tf_mcvae.models.posterior import diagonal_normal, latent_dim_of, loc_and_scale
@@ -193,20 +192,20 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         loc = self.posterior(Batch(x), training).mean()
         return self.generative.mean(self.to_latents(loc), training)
 
-    def encode(self, x: ArrayLike) -> tuple[tf.Tensor, tf.Tensor]:
+    def encode(self, x: Array) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns location and scale of `q(z|x)`, each `[B, D]`."""
         posterior = self.posterior(self._batch(x))
         return posterior.mean(), posterior.stddev()
 
-    def decode(self, z: ArrayLike) -> tf.Tensor:
+    def decode(self, z: Array) -> tf.Tensor:
         """Returns the mean of `p(x|z)`, `[..., *event]`, for latents `[..., D]`."""
         return self.generative.mean(tf.convert_to_tensor(z))
 
-    def reconstruct(self, x: ArrayLike) -> tf.Tensor:
+    def reconstruct(self, x: Array) -> tf.Tensor:
         """Returns the mean of `p(x|z)` at the encoder's location, `[B, ...]`."""
         return self.call(self._batch(x).x)
 
-    def log_joint(self, x: ArrayLike, z: tf.Tensor) -> tf.Tensor:
+    def log_joint(self, x: Array, z: tf.Tensor) -> tf.Tensor:
         """Returns `log p(x, z)` in nats, `[S, B]`, for `x [B, ...]` and latents `z [S, B, D]`."""
         return self.generative.bind(self._batch(x))(z)
 
@@ -223,7 +222,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         return self.decode(self.prior.sample([1, num_samples, self.latent_dim], seed)[0])
 
     def posterior_sample(
-        self, x: ArrayLike, num_samples: int = 1, seed: random.SeedLike | None = None
+        self, x: Array, num_samples: int = 1, seed: random.SeedLike | None = None
     ) -> tf.Tensor:
         """Draws latents from the model's approximation of `p(z|x)`.
 
@@ -245,7 +244,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         return self.draw_posterior(self.posterior(batch), num_samples, seed)
 
     def log_weights(
-        self, x: ArrayLike, seed: random.SeedLike | None = None, num_samples: int | None = None
+        self, x: Array, seed: random.SeedLike | None = None, num_samples: int | None = None
     ) -> tf.Tensor:
         """Returns log weights with `E[exp(log_weights)] = p(x)`.
 
@@ -265,7 +264,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         return self.weigh(batch, self._seed_or_next(seed, batch.x.shape[0]), num_samples)
 
     def bound(
-        self, x: ArrayLike, seed: random.SeedLike | None = None, num_samples: int | None = None
+        self, x: Array, seed: random.SeedLike | None = None, num_samples: int | None = None
     ) -> tf.Tensor:
         """Returns the model's lower bound on `log p(x)`, `[B]`, in nats.
 

@@ -1,9 +1,12 @@
 """What the models know of the examples of one step."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+Array: TypeAlias = np.ndarray[Any, Any] | tf.Tensor
 
 
 class Batch(NamedTuple):

@@ -1,12 +1,12 @@
 """L-MCVAE: unadjusted Langevin transitions."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
-from numpy.typing import ArrayLike
 
 from tf_mcvae import random
 from tf_mcvae.kernels import Drift, Place, UnadjustedLangevin, score_drift
@@ -59,7 +59,7 @@ class LMCVAE(AnnealedVAE):
             **Biased**: above 0 the weights no longer average to `p(x)`.
         learned_drift: Whether networks give the drifts in place of the scores, both ways; or a
             `LearnedDrift` layer. The loss then has the drift-matching term
-            `sum_k |drift_k - score_{b_k}|^2` beside the bound, which stays a bound.
+            `sum_k |drift_k - score_{b_k}|^2` in addition to the bound, which stays a bound.
         learned_reverse: Whether networks give the kernels that run backwards; or a
             `LearnedReverse` layer.
         seed: Integer from which all random numbers are drawn.
@@ -95,7 +95,7 @@ class LMCVAE(AnnealedVAE):
         num_transitions: int = 5,
         num_samples: int = 1,
         schedule: ScheduleName | Schedule = "linear",
-        step_size: ArrayLike | StepSize = 0.01,
+        step_size: float | Sequence[Any] | StepSize = 0.01,
         cloned_decoder: bool = False,
         recompute: bool = False,
         skip_threshold: float = 0.0,

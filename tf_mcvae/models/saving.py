@@ -20,7 +20,7 @@ def load_model(path: str | os.PathLike[str]) -> MonteCarloVAE:
         The model, compiled as it was, with its optimizer's state, counters and step sizes.
 
     Raises:
-        ValueError: If there is no such file, it is damaged, or holds no model of this package.
+        ValueError: If there is no such file, it is damaged, or does not hold a model of this package.
     """
     if not os.path.isfile(path):
         raise ValueError(f"There is no such file. Received: {os.fspath(path)!r}")
@@ -34,7 +34,7 @@ def load_model(path: str | os.PathLike[str]) -> MonteCarloVAE:
         ) from error
     if not isinstance(model, MonteCarloVAE):
         raise ValueError(
-            "The file holds no tf_mcvae model; `keras.models.load_model` loads others. "
+            "The file does not hold a tf_mcvae model; `keras.models.load_model` loads others. "
             f"Received: {type(model).__name__} in {os.fspath(path)!r}"
         )
     return model

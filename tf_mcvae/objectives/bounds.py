@@ -66,7 +66,7 @@ def dreg_loss(log_weights: tf.Tensor, state: tf.Tensor, path_score: tf.Tensor) -
 def score_function_loss(
     log_weights: tf.Tensor, log_choice_probs: tf.Tensor, coefficient: tf.Tensor | float = 1.0
 ) -> tf.Tensor:
-    """Returns the loss of the annealed bound with accept/reject moves.
+    """Returns the loss of the annealed bound with accept/reject choices.
 
     The accept/reject choices depend on the parameters through their probabilities. Their
     contribution to the gradient is the score-function term with a leave-one-out baseline,
@@ -81,7 +81,7 @@ def score_function_loss(
         coefficient: `c`: 1 for the unbiased gradient, less while the term is warmed up.
 
     Returns:
-        `[B]`. Its gradient estimates that of `-E[mean_s l_s]`; its value is no bound.
+        `[B]`. Its gradient estimates that of `-E[mean_s l_s]`; its value is not a bound.
 
     Reference:
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
