@@ -43,9 +43,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
 class ExplicitArguments:
     """Mixin for Keras layers and models that suggests a name for an unknown constructor argument.
 
-    List it before the Keras class among the bases. Constructors with `**kwargs`, which users'
-    subclasses often have, are not checked. `inspect.signature` and `help` show the class's `__init__`,
-    which the class with the mixin, or a subclass, must define.
+    List it before the Keras class among the bases. Constructors with `**kwargs` are not checked.
+    `inspect.signature` and `help` show the class's `__init__`, which the class with the mixin, or a
+    subclass, must define.
 
     Raises:
         TypeError: If the constructor has no argument of a given name.

@@ -20,7 +20,8 @@ def load_model(path: str | os.PathLike[str]) -> MonteCarloVAE:
         The model, compiled as it was, with its optimizer's state, counters and step sizes.
 
     Raises:
-        ValueError: If there is no such file, it is damaged, or does not hold a model of this package.
+        ValueError: If there is no such file, it is damaged, or it does not hold a model of this
+            package.
     """
     if not os.path.isfile(path):
         raise ValueError(f"There is no such file. Received: {os.fspath(path)!r}")
