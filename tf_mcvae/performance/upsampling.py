@@ -136,7 +136,7 @@ def _seen(num: int, size: int) -> np.ndarray:
 
 
 def _seen_by_neighbours(num: int, size: int) -> list[np.ndarray]:
-    """Returns which pixel each of `size` copies from its neighbour before, itself, and the next."""
+    """Returns which of `num` pixels the previous, the same and the next new pixel copy."""
     seen = np.pad(_seen(num, size), 1, constant_values=-1)
     return [seen[shift : shift + size] for shift in range(3)]
 
