@@ -921,6 +921,11 @@ BAD_CALLS = {
     ),
     "schedule": (lambda: annealed(schedule="cosine"), ValueError, "`schedule`"),
     "skip": (lambda: annealed(skip_threshold=1.5), ValueError, "probability"),
+    "unknown argument": (
+        lambda: LMCVAE(*dense(), num_transition=3),
+        TypeError,
+        "'num_transition'.*mean 'num_transitions'.*Received: num_transition=3",
+    ),
     "acceptance": (lambda: AMCVAE(*dense(), acceptance="magic"), ValueError, "`acceptance`"),
     "gradient": (lambda: IWAE(*dense(), gradient="magic"), ValueError, "`gradient`"),
     "likelihood": (lambda: VAE(*dense(), likelihood="poisson"), ValueError, "likelihood"),

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
+from tf_mcvae.models.base import MonteCarloVAE
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.training import Estimate
 from tf_mcvae.objectives.bounds import elbo
@@ -44,29 +44,6 @@ class VAE(MonteCarloVAE):
     Reference:
         Kingma and Welling, Auto-Encoding Variational Bayes, arXiv 1312.6114.
     """
-
-    def __init__(
-        self,
-        encoder: keras.Layer,
-        decoder: keras.Layer,
-        *,
-        likelihood: LikelihoodLike = "bernoulli",
-        num_samples: int = 1,
-        seed: int = 0,
-        name: str | None = None,
-        trainable: bool = True,
-        dtype: str | keras.DTypePolicy | None = None,
-    ) -> None:
-        super().__init__(
-            encoder,
-            decoder,
-            likelihood=likelihood,
-            num_samples=num_samples,
-            seed=seed,
-            name=name,
-            trainable=trainable,
-            dtype=dtype,
-        )
 
     def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
         """Evaluates the ELBO on a batch."""
