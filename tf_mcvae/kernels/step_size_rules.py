@@ -8,16 +8,16 @@ STEP_SIZE_RANGE = (1e-3, 0.5)
 def acceptance_update(
     step_size: tf.Tensor, acceptance: tf.Tensor, target_acceptance: float
 ) -> tf.Tensor:
-    """Moves each transition's step size by 0.2 % towards a target acceptance.
+    """Changes each transition's step size by 0.2 %, towards a target acceptance.
 
     Args:
         step_size: `[K]`, or `[K, D]`.
         acceptance: Mean acceptance of each transition, `[K]`.
-        target_acceptance: Where the acceptance should be.
+        target_acceptance: The acceptance that the rule aims at.
 
     Returns:
-        New step sizes: larger by 1.002 where the acceptance reaches the target, else smaller by
-        0.998; kept within [0.001, 0.5].
+        New step sizes: multiplied by 1.002 where the acceptance reaches the target and by 0.998
+        elsewhere, within [0.001, 0.5].
 
     Reference:
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
@@ -35,18 +35,18 @@ def variance_update(
     score_std: tf.Tensor,
     target_acceptance: float,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Moves each dimension's step size towards the inverse spread of the score.
+    """Changes each dimension's step size towards the inverse spread of the score.
 
     Args:
         step_size: `[K, D]`.
         scale: The rule's own factor `gamma`, `[K]`.
         acceptance: Mean acceptance of each transition, `[K]`.
         score_std: Standard deviation of the score over the batch, `[K, D]`.
-        target_acceptance: Where the acceptance should be.
+        target_acceptance: The acceptance that the rule aims at.
 
     Returns:
-        `0.9 step_size + 0.1 gamma / (score_std + 1)`, and the new `gamma`, which shrinks by 0.99
-        where the acceptance is below the target and else grows by 1.02.
+        `0.9 step_size + 0.1 gamma / (score_std + 1)`, and the new `gamma`, multiplied by 0.99
+        where the acceptance is below the target and by 1.02 elsewhere.
 
     Reference:
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.

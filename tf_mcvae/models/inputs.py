@@ -83,7 +83,7 @@ def check_images(x: Any, likelihood: Likelihood, event_shape: tuple[int, ...] | 
 def check_dataset(
     dataset: tf.data.Dataset, likelihood: Likelihood, event_shape: tuple[int, ...] | None
 ) -> tuple[tf.data.Dataset, tuple[int, ...]]:
-    """Checks what a data set says of its batches, and has their values checked as they are read.
+    """Checks the specification of a data set, and has the values checked as they are read.
 
     Args:
         dataset: Batches of `x`, `(x, y)` or `(x, y, sample_weight)`.
@@ -96,7 +96,7 @@ def check_dataset(
         `checks.plain_errors` makes a `ValueError`.
 
     Raises:
-        TypeError: If the elements are no such batches, or not of floating-point numbers.
+        TypeError: If the elements are not such batches, or not of floating-point numbers.
         ValueError: If there are no batches, or their shape is wrong.
     """
     spec = keras.utils.unpack_x_y_sample_weight(dataset.element_spec)[0]

@@ -27,7 +27,7 @@ def load_model(path: str | os.PathLike[str]) -> MonteCarloVAE:
         raise ValueError(f"There is no such file. Received: {os.fspath(path)!r}")
     try:
         model = keras.models.load_model(path)
-    except Exception as error:  # Depending on where a file is cut off, one of many.
+    except Exception as error:  # Its type depends on where a file is cut off.
         raise ValueError(
             "The file is damaged, or a later version of tf_mcvae or Keras than the installed "
             f"(Keras {keras.__version__}) wrote it ({type(error).__name__}). Upgrade them, or save "

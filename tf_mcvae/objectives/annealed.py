@@ -1,6 +1,6 @@
-"""Annealed importance sampling: the one loop that every bound and every evaluation runs.
+"""Annealed importance sampling: the loop over transitions of all bounds and evaluations.
 
-From `z_0 ~ q` the chain makes K transitions, the k-th with a kernel of its own; the log weight is
+From `z_0 ~ q` the chain makes K transitions, each with a kernel of its own; the log weight is
 
     log w = log p(x, z_K) - log q(z_0) + sum_k log_ratio_k,
 
@@ -25,7 +25,7 @@ TraceFn = Callable[[tf.Tensor, TransitionResults], Any]
 
 
 class AnnealedSamples(NamedTuple):
-    """What a run of the loop gives.
+    """The result of a run of the loop.
 
     Attributes:
         initial_state: `z_0`, `[S, B, D]`.
@@ -41,7 +41,7 @@ class AnnealedSamples(NamedTuple):
 
 
 def trace_acceptance(state: tf.Tensor, results: TransitionResults) -> tf.Tensor:
-    """Traces whether each move passed its acceptance test, `[S, B]` per transition."""
+    """Traces whether each proposal passed its acceptance test, `[S, B]` per transition."""
     del state
     return results.is_accepted
 
@@ -51,15 +51,15 @@ def annealed_importance_sampling(
     initial_state: tf.Tensor,
     kernel_fn: KernelFn,
     num_transitions: int,
-    seed: tf.Tensor,
+    seed: random.Seed,
     final_log_prob_fn: LogProbFn | None = None,
     trace_fn: TraceFn = trace_acceptance,
 ) -> AnnealedSamples:
-    """Runs K transitions from `initial_state` and weighs where they end.
+    """Runs K transitions from `initial_state` and weighs the last state.
 
     The loop is a `tf.while_loop` with a static maximum, so that its gradient compiles and its
     graph does not grow with K. It evaluates the path's endpoints once per state: K + 1 times for
-    one-gradient kernels.
+    kernels that take one gradient.
 
     Args:
         path: From the density that `initial_state` was drawn from to the target.
@@ -67,7 +67,7 @@ def annealed_importance_sampling(
         kernel_fn: Maps the number k = 0, ..., K - 1 of a transition (a scalar tensor) and the
             results of the transition before (None for the start) to the transition's kernel.
         num_transitions: K, a positive Python integer.
-        seed: Seed tensor.
+        seed: A seed.
         final_log_prob_fn: The density that the last state is weighed with, where it is not the
             path's target (a cloned decoder).
         trace_fn: Called with the state and the results after each transition, as in `tfp.mcmc`;
@@ -108,7 +108,7 @@ def annealed_importance_sampling(
     log_p = final_log_prob_fn(state) if final_log_prob_fn else results.endpoints.log_p
     trace = tf.nest.pack_sequence_as(example, [array.stack() for array in arrays])
     log_weights = log_p - log_q + log_ratios
-    # In Python all sizes are known again.
+    # Outside the graph's view of the loop, all sizes are known again.
     state.set_shape(initial_state.shape)
     log_weights.set_shape(initial_state.shape[: log_weights.shape.rank])
     return AnnealedSamples(initial_state, state, log_weights, trace)
