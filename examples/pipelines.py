@@ -44,7 +44,7 @@ def with_saved_model(index, x):
 
 def with_keras(index, x):
     loc, _ = model.encode(x)
-    z = model.posterior_sample(x, seed=row_seeds(index))[0]
+    z = model.posterior_sample(x, seed=tf_mcvae.random.per_row(row_seeds(index)))[0]
     return {"index": index, "loc": loc, "z": z}
 
 

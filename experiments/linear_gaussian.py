@@ -79,7 +79,7 @@ def make_model(problem: Problem, model_class: Any, settings: dict[str, Any], see
     decoder = keras.Sequential([keras.layers.Dense(num_pixels, use_bias=False)])
     if model_class is not VAE:
         settings = {"step_size": STEP_SIZE, **settings}
-    model = model_class(encoder, decoder, Gaussian(SIGMA), seed=seed, **settings)
+    model = model_class(encoder, decoder, likelihood=Gaussian(SIGMA), seed=seed, **settings)
     model.build((None, num_pixels))
     precision = np.eye(latent_dim) + problem.weights.T @ problem.weights / SIGMA**2
     to_mean = np.linalg.solve(precision, problem.weights.T / SIGMA**2).T

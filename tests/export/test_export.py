@@ -155,6 +155,7 @@ def answers(folder, requests):
 
 def expected_answers(model, x, z, seed, num_samples):
     del num_samples
+    seed = tf_mcvae.random.per_row(seed)
     loc, scale = model.encode(x)
     log_weights = model.log_weights(x, seed, NUM_SAMPLES).numpy().astype(np.float64)
     weights = np.exp(log_weights - log_weights.max(axis=0))
@@ -162,7 +163,7 @@ def expected_answers(model, x, z, seed, num_samples):
     log_likelihood = log_weights.max(axis=0) + np.log(mean)
     standard_error = weights.std(axis=0, ddof=1) / np.sqrt(NUM_SAMPLES) / mean
     # Draws are made in groups of eight.
-    further = tf_mcvae.random.fold_in(tf.constant(seed), 1)
+    further = tf_mcvae.random.fold_in(seed, 1)
     draws = [*model.posterior_sample(x, 8, seed), *model.posterior_sample(x, 3, further)]
     return {
         "serving_default": {"loc": loc, "scale": scale},
@@ -173,7 +174,7 @@ def expected_answers(model, x, z, seed, num_samples):
         "reconstruct": {"image": model.reconstruct(x)},
         "generate": {
             "image": model.sample(7, seed),
-            "z": tf_mcvae.random.normal([1, 7, LATENT_DIM], tf.constant(seed))[0],
+            "z": tf_mcvae.random.normal([1, 7, LATENT_DIM], seed)[0],
         },
         "log_likelihood": {
             "log_likelihood": log_likelihood,

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 import tf_mcvae
 from tf_mcvae.export import export_onnx, export_tflite, portable, to_onnx, to_tflite
+from tf_mcvae.models.batch import Batch
 from tf_mcvae_commands import train as cli
 
 PACKAGES = ("tf2onnx", "onnx", "onnxruntime", "ai_edge_litert")
@@ -138,9 +139,8 @@ def arrays(model, num_rows, seed=5):
 
 def draw_base(model, x, seed):
     """A draw of the encoder's posterior, after the flow if there is one, but before transitions."""
-    if isinstance(model, tf_mcvae.FlowVAE):
-        return model.posterior_sample(x, 1, seed)[0]
-    return tf_mcvae.MonteCarloVAE.posterior_sample(model, x, 1, seed)[0]
+    states = model.draw_posterior(model.posterior(Batch(x)), 1, seed)
+    return model.to_latents(states)[0]
 
 
 def close(answer, expected, tolerance=1e-5):

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tf_mcvae import random
 from tf_mcvae.layers import likelihoods
 from tf_mcvae.layers.likelihoods import Bernoulli, Gaussian, Likelihood
 
@@ -235,19 +236,22 @@ def test_draws_are_equal_in_eager_graph_and_xla(make, twin, x):
 def test_a_seed_for_each_row_makes_rows_independent_of_each_other(leading):
     likelihood = Gaussian(0.7)
     parameters, seeds = parameters_for(likelihood, *leading), np.arange(2 * B).reshape(B, 2)
-    together = likelihood.sample(parameters, seeds)
+    together = likelihood.sample(parameters, random.per_row(seeds))
     row = [slice(None)] * (len(leading) - 1) + [slice(2, 3)]
-    alone = likelihood.sample(parameters[tuple(row)], seeds[2:3])
+    alone = likelihood.sample(parameters[tuple(row)], random.per_row(seeds[2:3]))
     np.testing.assert_allclose(together[tuple(row)], alone, rtol=1e-6)
     # No two rows are equal.
     noise = np.moveaxis(together - parameters, len(leading) - 1, 0)
     assert abs(noise[0] - noise[1]).min() > 0
 
 
+ROWS = random.per_row(np.zeros((B, 2), np.int32))
+
+
 def test_a_seed_for_each_row_needs_to_know_the_rows():
     with pytest.raises(ValueError, match=r"\[B, \*event\].*Received: parameters of shape"):
-        Bernoulli().sample(tf.zeros([2, S, B, *EVENT]), np.zeros((B, 2), np.int32))
-    draws = Bernoulli().sample(tf.zeros([B, 36]), np.zeros((B, 2), np.int32), event_ndims=1)
+        Bernoulli().sample(tf.zeros([2, S, B, *EVENT]), ROWS)
+    draws = Bernoulli().sample(tf.zeros([B, 36]), ROWS, event_ndims=1)
     assert draws.shape == (B, 36)
     np.testing.assert_array_equal(draws[0], draws[1])  # equal seeds, equal rows
 

@@ -1017,7 +1017,7 @@ def test_load_model_refuses_other_files_in_a_sentence(tmp_path):
         "missing.keras": "There is no such file",
         "cut.keras": "The file is damaged",
         "empty.keras": "The file is damaged",
-        "other.keras": "The file holds no tf_mcvae model",
+        "other.keras": "The file does not hold a tf_mcvae model",
     }
     for name, sentence in sentences.items():
         with pytest.raises(ValueError, match=rf"{sentence}.*Received: .*{name}"):

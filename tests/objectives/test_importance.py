@@ -117,7 +117,7 @@ def test_traces():
 
 
 def test_a_kernel_may_follow_the_results_before():
-    path = MODEL.path(Batch(tf.constant(X)), MODEL.posterior(X))
+    path = MODEL.path(Batch(tf.constant(X)), MODEL.posterior(Batch(X)))
 
     def kernel_fn(index, results):
         step = 0.01 if results is None else 2.0 * results.step_size
@@ -158,7 +158,7 @@ class CountingDecoder(keras.Model):
 
 def counting_model(model_class, **settings):
     encoder, _ = PPCA.networks()
-    model = model_class(encoder, CountingDecoder(5), "gaussian", **settings)
+    model = model_class(encoder, CountingDecoder(5), likelihood="gaussian", **settings)
     model.build((None, 5))
     return model
 

@@ -13,23 +13,9 @@ class Schedule(ExplicitArguments, keras.layers.Layer):
     """Base of the schedules: K + 2 inverse temperatures `0 = b_0 < b_1 <= ... < b_{K+1} = 1`.
 
     Transition k of K targets `pi_{b_k}`. `build(K)` makes the weights.
-
-    Args:
-        name: Name of the layer.
-        trainable: Whether the weights are trained.
-        dtype: Data type or policy, as in Keras.
     """
 
     num_transitions: int
-
-    def __init__(
-        self,
-        *,
-        name: str | None = None,
-        trainable: bool = True,
-        dtype: str | keras.DTypePolicy | None = None,
-    ) -> None:
-        super().__init__(name=name, trainable=trainable, dtype=dtype)
 
     def build(self, num_transitions: int) -> None:
         """Makes the weights for `num_transitions` transitions."""
