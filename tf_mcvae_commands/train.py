@@ -21,7 +21,7 @@ from tf_mcvae_commands.training_settings import (
 
 _DESCRIPTION = """\
 Trains a Monte Carlo variational auto-encoder, scores it on test images and exports it.
-Without any flag: an L-MCVAE on the digits that come with scikit-learn, in a few minutes on a CPU.
+Without any flag: an L-MCVAE on the digits that come with the package, in a few minutes on a CPU.
 
 Everything is written to a folder of the run's name in --output-dir: config.json, history.csv,
 model.keras, metrics.json and serving/. A run that was interrupted continues with --resume.

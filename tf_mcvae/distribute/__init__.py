@@ -5,7 +5,7 @@ them. `MirroredStrategy` has one worker, `MultiWorkerMirroredStrategy` one for e
 TF_CONFIG. Outside a strategy there is one of each, and every function here is the identity.
 """
 
-from tf_mcvae.distribute.made import check_compiled, is_distributed, scope_of
+from tf_mcvae.distribute.model import check_compiled, is_distributed, scope_of
 from tf_mcvae.distribute.replicas import (
     Count,
     all_sum,
