@@ -30,7 +30,7 @@ class Estimate(NamedTuple):
     """One evaluation of a model's objective on a batch.
 
     Attributes:
-        loss: What is minimised, `[B]`; its gradient is the estimator, its value may be no bound.
+        loss: What is minimised, `[B]`; its gradient is the estimator, its value need not be a bound.
         bound: The bound on `log p(x)` in nats, `[B]`.
         metrics: Further scalars to show while training, by name; means over the batch.
         adaptation: Statistics that step-size rules need; None where nothing adapts. For a batch in
@@ -368,7 +368,7 @@ class TrainedModel(keras.Model):
 
 
 def _joined(parts: Sequence[Estimate]) -> Estimate:
-    """Returns the estimate of a batch from those of its parts, its metrics of all distribute."""
+    """Returns the estimate of a batch from those of its parts, its metrics over all replicas."""
     sizes = [tf.cast(tf.size(part.loss), tf.float32) for part in parts]
     return Estimate(
         tf.concat([part.loss for part in parts], axis=0),
