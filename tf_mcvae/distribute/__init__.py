@@ -7,7 +7,8 @@ TF_CONFIG. Outside a strategy there is one of each, and every function here is t
 
 from tf_mcvae.distribute.model import check_compiled, is_distributed, scope_of
 from tf_mcvae.distribute.replicas import (
-    Count,
+    WholeBatchMean,
+    WholeBatchSum,
     all_sum,
     all_sum_gradients,
     apply_gradients,
@@ -35,7 +36,8 @@ from tf_mcvae.distribute.workers import (
 
 __all__ = [
     "CONNECTION_ERRORS",
-    "Count",
+    "WholeBatchMean",
+    "WholeBatchSum",
     "all_sum",
     "all_sum_gradients",
     "apply_gradients",

@@ -182,21 +182,28 @@ def update_if(condition: tf.Tensor, update: Callable[[], None], variables: list[
 # Metrics.
 
 
-class Count(keras.metrics.Sum):
-    """Counts what happens on all replicas at once, as one."""
+class _OfWholeBatch(keras.Metric):
+    """A metric that every replica updates by the same numbers, those of the whole batch.
 
-    def update_state(self, values: Any, sample_weight: Any = None) -> None:
-        """Adds the replica's share, since the variable is read as the sum over the replicas."""
-        super().update_state(values / num_replicas(), sample_weight)
+    One replica's variables are therefore all there is to read. Keras would add up the replicas';
+    before Keras 3.10 it does so at each update, together with what they were before.
+    """
 
-    def result(self) -> Any:
-        """Returns the count. Within a replica only its share is read."""
-        is_share = not tf.distribute.in_cross_replica_context()
-        return super().result() * (num_replicas() if is_share else 1)
+    def add_variable(self, *args: Any, **kwargs: Any) -> Any:
+        """Adds a variable as `keras.Metric.add_variable` does, of which one replica's is read."""
+        return super().add_variable(*args, **kwargs, aggregation="only_first_replica")
+
+
+class WholeBatchMean(_OfWholeBatch, keras.metrics.Mean):
+    """A weighted mean of what every replica knows of the whole batch."""
+
+
+class WholeBatchSum(_OfWholeBatch, keras.metrics.Sum):
+    """A sum of what every replica knows of the whole batch."""
 
 
 def whole_batch(values: Any, weight: tf.Tensor | None) -> tuple[Any, tf.Tensor | None]:
-    """Returns what to update `Mean` metrics by, so that each replica has those of all examples.
+    """Returns what to update metrics by, so that each replica has those of all examples.
 
     Args:
         values: A structure of `[B]`, the replica's examples.

@@ -108,7 +108,7 @@ class TrainedModel(keras.Model):
         """Notes the shape of an example, and makes the metrics."""
         if not self._trackers:
             names = ("loss", "bound", *self.metric_names())
-            self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
+            self._trackers = {name: distribute.WholeBatchMean(name=name) for name in names}
         self.event_shape = tuple(int(size) for size in input_shape[1:] if size is not None)
         self.built = True
 

@@ -17,9 +17,9 @@ class Updates:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._norm = keras.metrics.Mean(name="grad_norm")
-        self._clipped = distribute.Count(name="clipped")
-        self._skipped = distribute.Count(name="skipped")
+        self._norm = distribute.WholeBatchMean(name="grad_norm")
+        self._clipped = distribute.WholeBatchSum(name="clipped")
+        self._skipped = distribute.WholeBatchSum(name="skipped")
 
     @property
     def metrics(self) -> list[keras.Metric]:
