@@ -89,13 +89,13 @@ def check_noise(strategy):
 
     def draw():
         share = distribute.share_of_batch(4)
-        seed = random.at_row(model._step_seed(0, model.step), share.first)
+        seed = random.at_row(model.step_seed(0, model.step), share.first)
         return random.normal([1, 4, 2], seed)[0]
 
     rows = strategy.gather(strategy.run(tf.function(draw)), axis=0).numpy()
     plain = make("VAE", None)
     np.testing.assert_array_equal(
-        rows, random.normal([1, 8, 2], random.at_row(plain._step_seed(0, 0), 0))[0]
+        rows, random.normal([1, 8, 2], random.at_row(plain.step_seed(0, 0), 0))[0]
     )
     assert len(np.unique(rows)) == rows.size
 
