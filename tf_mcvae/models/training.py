@@ -30,7 +30,7 @@ class Estimate(NamedTuple):
     """One evaluation of a model's objective on a batch.
 
     Attributes:
-        loss: What is minimised, `[B]`; its gradient is the estimator, its value need not be a bound.
+        loss: What is minimised, `[B]`; its gradient is the estimator, its value may not be a bound.
         bound: The bound on `log p(x)` in nats, `[B]`.
         metrics: Further scalars to show while training, by name; means over the batch.
         adaptation: Statistics that step-size rules need; None where nothing adapts. For a batch in
