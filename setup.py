@@ -43,7 +43,7 @@ setup(
         "plots": PLOTS,
         "test": TEST,
         # For clients of a server, and the tests of them.
-        "serving": ["tensorflow-serving-api>=2.21,<2.22", "grpcio>=1.60"],
+        "serving": ["tensorflow-serving-api>=2.18,<2.22", "grpcio>=1.60"],
         # For ONNX files; the second to run TFLite files where TensorFlow is not installed.
         "onnx": ONNX,
         "tflite": TFLITE,
