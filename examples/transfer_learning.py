@@ -1,6 +1,7 @@
 # %% [markdown]
 # # Train a classifier on few labels, with the features of a model that was trained without labels
 #
+#     pip install scikit-learn   # for the digits' labels
 #     python examples/transfer_learning.py
 
 # %%
