@@ -1,4 +1,4 @@
-"""Checks that all rooms share: of arguments, of optional packages, of what a data set reads."""
+"""Checks of arguments and optional packages, and readable errors, for all rooms."""
 
 import contextlib
 import difflib
@@ -24,12 +24,12 @@ def check_positive_integer(name: str, value: Any) -> None:
 
 
 def check_seeds(seed: random.Seed, num_rows: int | None) -> None:
-    """Raises if `seed` is a seed for each row, but not for that many rows."""
+    """Raises if `seed` is a seed for each row, and the number of rows differs from `num_rows`."""
     if isinstance(seed, random.SeedPerRow):
         shape = seed.seeds.shape
         if not shape[:1].is_compatible_with([num_rows]):
             raise ValueError(
-                f"There must be a seed for each of the {num_rows} rows, or one for all of them. "
+                f"There must be a seed for each of the {num_rows} rows, or one for all. "
                 f"Received: seeds of shape {shape}"
             )
 
@@ -41,11 +41,10 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 class ExplicitArguments:
-    """Mixin for Keras layers and models that suggests a name for an unknown constructor argument.
+    """Mixin for Keras layers and models whose constructors suggest a name for an unknown argument.
 
-    List it before the Keras class among the bases. Constructors with `**kwargs` are not checked.
-    `inspect.signature` and `help` show the class's `__init__`, which the class with the mixin, or a
-    subclass, must define.
+    It must come before the Keras class among the bases. Constructors with `**kwargs` are not
+    checked.
 
     Raises:
         TypeError: If the constructor has no argument of a given name.
@@ -95,10 +94,10 @@ def require(package: str, extra: str) -> ModuleType:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turns assertions of this package that fail while data are read into `ValueError`s.
+    """Turns this package's assertions that fail while data are read into `ValueError`s.
 
-    In a graph they raise `tf.errors.InvalidArgumentError`, whose text says which operation failed
-    in addition to what the user has to know.
+    In a graph they raise `tf.errors.InvalidArgumentError`, whose text has details of the operation
+    around the message.
     """
     try:
         yield

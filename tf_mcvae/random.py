@@ -1,8 +1,8 @@
 """Stateless random numbers that agree between eager, graph and XLA execution.
 
 Every draw in the package comes from here. A *seed* is an `int32` tensor of shape `[2]`, or a
-`RowSeed`, with which a row's numbers do not depend on the rows next to it: `per_row` gives each row
-a seed of its own (a server that batches requests needs this), `at_row` numbers the rows of a batch
+`RowSeed`, with which a row's numbers do not depend on the rows next to it. `per_row` gives each row
+a separate seed, which a server that batches requests needs; `at_row` numbers the rows of a batch
 that is drawn in parts.
 """
 
@@ -33,8 +33,8 @@ __all__ = [
 Seed: TypeAlias = tf.Tensor | RowSeed
 SeedLike: TypeAlias = int | Sequence[int] | np.ndarray[Any, Any] | tf.Tensor | RowSeed
 
-# TensorFlow's own float draws differ inside and outside XLA, its integer draws do not: both
-# distributions are therefore made from integers, of which 23 bits are used, a float32's mantissa.
+# TensorFlow's float draws differ under XLA, its integer draws do not. Both distributions are
+# therefore made from 23 bits of an integer, the length of a float32's mantissa.
 _UNIT = 2.0**-23
 
 
@@ -47,7 +47,7 @@ def as_seed(seed: SeedLike) -> Seed:
     if isinstance(seed, RowSeed):
         return seed
     if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
-        # The two halves of a 64-bit integer, so that large and negative seeds are told apart.
+        # Both halves of a 64-bit integer, so that large and negative seeds differ from others.
         low, high = int(seed) & 0xFFFFFFFF, (int(seed) >> 32) & 0xFFFFFFFF
         return tf.constant(np.array([high, low], np.uint32).view(np.int32))
     if isinstance(seed, tf.Tensor):
@@ -58,13 +58,13 @@ def as_seed(seed: SeedLike) -> Seed:
         if array.dtype.kind in "iu" and array.shape == (2,):
             return tf.constant(array.astype(np.int64).astype(np.int32))
     raise TypeError(
-        "`seed` must be an integer, integers of shape [2], or for a seed for each row "
+        "`seed` must be an integer, integers of shape [2], or (a seed for each row) "
         f"`tf_mcvae.random.per_row(seeds)` with seeds [B, 2]. Received: seed={seed!r}"
     )
 
 
-def per_row(seeds: Sequence[Any] | np.ndarray[Any, Any] | tf.Tensor) -> SeedPerRow:
-    """Returns a seed that gives each row of a batch the draws of its own seed.
+def per_row(seeds: Sequence[Sequence[int]] | np.ndarray[Any, Any] | tf.Tensor) -> SeedPerRow:
+    """Returns a seed with which each row of a batch draws from its own seed.
 
     Args:
         seeds: Integers `[B, 2]`.
@@ -78,29 +78,29 @@ def per_row(seeds: Sequence[Any] | np.ndarray[Any, Any] | tf.Tensor) -> SeedPerR
     return SeedPerRow(tf.cast(tensor, tf.int32))
 
 
-def at_row(seed: tf.Tensor, first_row: Any) -> NumberedRows:
+def at_row(seed: tf.Tensor, first_row: int | tf.Tensor) -> NumberedRows:
     """Returns a seed for rows `first_row`, `first_row + 1`, ... of a larger batch.
 
-    A batch that is drawn in parts then has the numbers of one that is drawn at once.
+    With it, a batch that is drawn in parts has the same numbers as one that is drawn at once.
 
     Args:
         seed: Plain seed, `[2]`.
-        first_row: Number of the first row, an integer or a scalar tensor.
+        first_row: Number of the first row.
     """
     return NumberedRows(seed, tf.cast(first_row, tf.int32))
 
 
-def split(seed: Seed, num: int = 2) -> list[Any]:
+def split(seed: Seed, num: int = 2) -> list[Seed]:
     """Returns `num` independent seeds of the same kind as `seed`."""
     if isinstance(seed, RowSeed):
         return seed.split(num)
     return tf.unstack(tf.random.split(seed, num, alg=ALGORITHM))
 
 
-def fold_in(seed: Seed, data: Any) -> Any:
+def fold_in(seed: Seed, data: int | tf.Tensor) -> Seed:
     """Returns the seed that belongs to the integer `data` (a step, a replica) under `seed`.
 
-    With a seed for each row `data` may be `[B]`, an integer for each.
+    With a seed for each row, `data` may also be `[B]`.
     """
     if isinstance(seed, RowSeed):
         return seed.fold_in(data)

@@ -1,7 +1,7 @@
-"""How the rows of a batch get random numbers that do not depend on the rows next to them.
+"""Seeds with which a row's random numbers do not depend on the rows next to it.
 
-The public face is `random.py`: `at_row` and `per_row` make these seeds, and all its functions take
-them in place of a plain seed `[2]`.
+`random.at_row` and `random.per_row` make them; all functions of `random` take them in place of a
+plain seed `[2]`.
 """
 
 import math
@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-# Named in every call: TensorFlow's own choice gives other numbers under XLA when a seed is
-# negative, and is slow there.
+# Named in every call: with TensorFlow's default, negative seeds give different numbers under XLA,
+# and drawing there is slow.
 ALGORITHM = "philox"
-_PHILOX = 1  # Its number, for the op that takes a counter.
+_PHILOX = 1  # The algorithm's number, for the op that takes a counter.
 
-# The generator's multipliers, the increments of its key in a round, and the key with which
-# TensorFlow makes keys and counters from seeds; [2, 1, 1], for [2, B, blocks].
+# Philox' multipliers, the increments of its key in each round, and the key with which TensorFlow
+# makes keys and counters from seeds. Each is [2, 1, 1], to broadcast against [2, B, blocks].
 _MULTIPLIERS, _GROWTH, _SEED_KEY = (
     np.array(pair, np.uint64).reshape(2, 1, 1)
     for pair in ((0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85), (0x3EC8F720, 0x02461E29))
 )
 
-# Integers per row beyond which mapping TensorFlow's operation over the rows is faster.
+# With more integers per row than this, mapping TensorFlow's operation over the rows is faster.
 _LONG_ROW = 512
 
 
@@ -40,7 +40,7 @@ class RowSeed(tf.experimental.ExtensionType):
         """Returns `num` independent seeds of the same kind."""
         raise NotImplementedError
 
-    def fold_in(self, data: Any) -> "RowSeed":
+    def fold_in(self, data: int | tf.Tensor) -> "RowSeed":
         """Returns the seed that belongs to the integer `data` under this one."""
         raise NotImplementedError
 
@@ -56,9 +56,7 @@ class RowSeed(tf.experimental.ExtensionType):
 
 
 class NumberedRows(RowSeed):
-    """A seed for rows `first_row`, `first_row + 1`, ... of a larger batch.
-
-    A batch that is drawn in parts then has the numbers of one that is drawn at once.
+    """A seed for rows `first_row`, `first_row + 1`, ... of a larger batch; see `random.at_row`.
 
     Attributes:
         seed: Plain seed, `[2]`.
@@ -92,16 +90,16 @@ class NumberedRows(RowSeed):
         return draws[:, :size]
 
     def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> tf.Tensor:
-        """Returns a plain seed `[2]`, for kernels that draw by TensorFlow's own functions.
+        """Returns a plain seed `[2]` for TensorFlow's random functions.
 
-        Another part of the batch gets another one.
+        Each part of a batch has a different one.
         """
         seed = tf.random.fold_in(self.seed, self.first_row, alg=ALGORITHM)
         return tf.convert_to_tensor(seed, dtype, name=name)
 
 
 class SeedPerRow(RowSeed):
-    """A seed of its own for each row.
+    """A separate seed for each row; see `random.per_row`.
 
     Attributes:
         seeds: `[B, 2]`.
@@ -115,16 +113,16 @@ class SeedPerRow(RowSeed):
         return [SeedPerRow(part) for part in tf.unstack(parts, axis=1)]
 
     def fold_in(self, data: Any) -> RowSeed:
-        """Returns for each row the seed that belongs to `data`, a scalar or an integer a row."""
+        """Returns each row's seed that belongs to `data`, a scalar or one integer per row."""
         first = self.of_rows(1, None)[:, 0]
         data = tf.broadcast_to(tf.cast(data, tf.int32), tf.shape(first))
         return SeedPerRow(tf.stack([first, data], axis=1))
 
     def of_rows(self, size: Any, num_rows: Any) -> tf.Tensor:
-        """Draws `[B, size]`: the numbers that TensorFlow's operation gives for each seed.
+        """Draws `[B, size]`, the numbers that TensorFlow's operation returns for each seed.
 
-        That operation takes one seed. It is called for a single row, and for each of long rows; for
-        others the calls would cost more than the numbers, which are computed for all rows at once.
+        The operation takes one seed. It is called once per row if there is a single row or the rows
+        are long. Several short rows are computed together, as the calls would dominate.
         """
         seeds = self.seeds
         if seeds.shape[0] == 1:
@@ -136,14 +134,14 @@ class SeedPerRow(RowSeed):
             return _integers_at_once(seeds, size)
 
         def alone() -> tf.Tensor:
-            # Of a shape that holds for any number of rows, as XLA needs it of both branches.
+            # XLA needs the same shape from both branches, whatever the number of rows.
             draws = integers([size], tf.reduce_sum(seeds, axis=0))
             return tf.broadcast_to(draws, [tf.shape(seeds)[0], size])
 
         return tf.cond(tf.shape(seeds)[0] == 1, alone, lambda: _integers_at_once(seeds, size))
 
     def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> tf.Tensor:
-        """Raises: no plain seed gives each row the numbers of its own seed."""
+        """Raises an error, as no plain seed could stand for several."""
         raise TypeError(
             "Each row has a seed of its own here, which TensorFlow's random functions cannot take: "
             "draw by `tf_mcvae.random.normal` and `uniform`, and derive seeds by its `split` and "
@@ -153,11 +151,11 @@ class SeedPerRow(RowSeed):
 
 def _integers_at_once(seeds: tf.Tensor, size: Any) -> tf.Tensor:
     """Draws `[B, size]` from seeds `[B, 2]`, by the algorithm of TensorFlow's operation."""
-    # TensorFlow makes its key and half of its counter from a seed by the generator itself.
+    # As TensorFlow does, a first run of Philox turns the seed into the key and half of the counter.
     low, high = _halves(tf.bitcast(tf.cast(tf.transpose(seeds), tf.int64), tf.uint64))
     even, odd = _philox(tf.constant(_SEED_KEY), low[..., tf.newaxis], high[..., tf.newaxis])
     key = tf.stack([even[0], odd[0]])
-    blocks = tf.cast(tf.range((size + 3) // 4), tf.uint64)  # Blocks of four integers, numbered.
+    blocks = tf.cast(tf.range((size + 3) // 4), tf.uint64)  # Numbers of the blocks of 4 integers.
     first = tf.stack([tf.zeros_like(even[1]) + blocks, even[1] + tf.zeros_like(blocks)])
     second = tf.stack([tf.zeros_like(odd[1]), odd[1]])
     words = tf.cast(tf.stack(_philox(key, first, second), axis=1), tf.uint32)  # [2, 2, B, blocks]

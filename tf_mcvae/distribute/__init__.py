@@ -2,7 +2,7 @@
 
 A *replica* is a device with a copy of the weights; a *worker* is a process with one or more of
 them. `MirroredStrategy` has one worker, `MultiWorkerMirroredStrategy` one for each entry of
-TF_CONFIG. Outside a strategy there is one of each, and every function here is the identity.
+TF_CONFIG. Without a strategy there is one of each, and nothing is exchanged.
 """
 
 from tf_mcvae.distribute.model import check_compiled, is_distributed, scope_of

@@ -8,10 +8,10 @@ import keras
 import tensorflow as tf
 
 
-def make_strategy(name: str) -> Any:
-    """Returns the strategy of a name: `"none"` (which is None), `"mirrored"` or `"multiworker"`.
+def make_strategy(name: str) -> tf.distribute.Strategy | None:
+    """Returns the strategy `"mirrored"` or `"multiworker"`; None for `"none"`.
 
-    It must be made before anything else is computed.
+    Make it before TensorFlow computes anything.
     """
     if name == "none":
         return None
@@ -20,8 +20,10 @@ def make_strategy(name: str) -> Any:
     return tf.distribute.MultiWorkerMirroredStrategy()
 
 
-def scope(strategy: Any) -> Any:
-    """Returns the context in which a strategy is in force; None stands for no strategy."""
+def scope(
+    strategy: tf.distribute.Strategy | None,
+) -> contextlib.AbstractContextManager[Any]:
+    """Returns the context in which a strategy is in force; None for no strategy."""
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
@@ -31,13 +33,13 @@ def num_replicas() -> int:
 
 
 def replica_index() -> tf.Tensor:
-    """Returns the number of the replica that computes this; 0 where none of several does."""
+    """Returns the number of the replica that calls this; 0 outside replicas."""
     context = tf.distribute.get_replica_context()
     return tf.convert_to_tensor(0 if context is None else context.replica_id_in_sync_group)
 
 
 def num_threads(wanted: int) -> int:
-    """Returns how many threads may compute side by side: a strategy is in force in one only."""
+    """Returns how many threads may compute in parallel; a strategy is in force in one only."""
     return 1 if tf.distribute.has_strategy() else wanted
 
 
@@ -45,7 +47,7 @@ def num_threads(wanted: int) -> int:
 
 
 class Share(NamedTuple):
-    """The part of a batch that a replica has; the parts follow each other in the batch.
+    """The consecutive part of a batch that a replica has.
 
     Attributes:
         first: Number of the replica's first example in the whole batch, `int32`.
@@ -75,14 +77,7 @@ def share_of_batch(size: tf.Tensor) -> Share:
 
 
 def all_sum(values: Any) -> Any:
-    """Sums `float32` tensors over the replicas, all in one message.
-
-    Args:
-        values: A tensor, or a nested structure of them.
-
-    Returns:
-        The same structure, with the same numbers on every replica.
-    """
+    """Sums `float32` tensors, in a nested structure, over the replicas in one message."""
     tensors = tf.nest.flatten(values)
     if not tensors or not tf.distribute.has_strategy():
         return values
@@ -95,7 +90,7 @@ def all_sum(values: Any) -> Any:
     return tf.nest.pack_sequence_as(values, sums)
 
 
-def all_sum_gradients(gradients: list[Any]) -> list[Any]:
+def all_sum_gradients(gradients: list[tf.Tensor | None]) -> list[tf.Tensor | None]:
     """Sums gradients over the replicas; None stays None."""
     if not tf.distribute.has_strategy():
         return gradients
@@ -104,21 +99,21 @@ def all_sum_gradients(gradients: list[Any]) -> list[Any]:
 
 
 def all_reduce(values: Any) -> Any:
-    """Sums a tensor, or each of a list, over the replicas; only within a replica."""
+    """Sums tensors over the replicas; must be called within a replica."""
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def is_whole(parts: Sequence[Any]) -> bool:
-    """Returns whether the only part of a batch is the whole batch, also of all replicas."""
+    """Returns whether there is a single part, and no strategy."""
     return len(parts) == 1 and not tf.distribute.has_strategy()
 
 
 def pooled_mean(parts: Sequence[Any], counts: Sequence[tf.Tensor]) -> Any:
-    """Pools means over the parts of a batch and over the replicas, without those of no numbers.
+    """Returns the means over all parts of a batch on all replicas; empty parts are left out.
 
     Args:
-        parts: Means over each of the replica's parts, a structure of tensors.
-        counts: How many numbers each of them is the mean of, `float32`.
+        parts: Means over each part on this replica, structures of tensors.
+        counts: Number of values in each part, `float32`.
     """
     if is_whole(parts):
         return parts[0]
@@ -135,32 +130,36 @@ def pooled_mean(parts: Sequence[Any], counts: Sequence[tf.Tensor]) -> Any:
 # The update.
 
 
-def inner_optimizer(optimizer: Any) -> Any:
+def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """Returns the optimizer that Keras wraps for mixed float16, or the given one."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def apply_gradients(optimizer: Any, gradients: list[Any], variables: list[Any]) -> None:
-    """Updates variables by gradients that are already summed over the replicas; None is left out.
+def apply_gradients(
+    optimizer: keras.optimizers.Optimizer,
+    gradients: list[tf.Tensor | None],
+    variables: list[keras.Variable],
+) -> None:
+    """Updates variables by gradients that are already summed over the replicas.
 
-    Keras clips on each replica and sums then. So the sums are clipped here, and divided by the
-    number of replicas.
+    Keras clips gradients on each replica, then sums. This function clips the sums and divides them
+    by the number of replicas, so that Keras' clipping changes nothing and its sums are right.
     """
     count = num_replicas()
     if count > 1:
         scale = optimizer.scale_loss(tf.ones([]))
         given = [g / scale for g in gradients if g is not None]
-        # Private to Keras, which clips nowhere else.
+        # Private, as Keras has no public method that clips.
         clipped = iter(inner_optimizer(optimizer)._clip_gradients(given))
         gradients = [g if g is None else next(clipped) * scale / count for g in gradients]
     optimizer.apply(gradients, variables)
 
 
 def update_if(condition: tf.Tensor, update: Callable[[], None], variables: list[Any]) -> None:
-    """Updates variables if a condition holds, which must be the same on all replicas.
+    """Updates variables if a condition holds.
 
     Args:
-        condition: A scalar.
+        condition: A scalar, the same on all replicas.
         update: Makes the update.
         variables: All variables that it changes.
     """
@@ -172,7 +171,7 @@ def update_if(condition: tf.Tensor, update: Callable[[], None], variables: list[
 
         tf.cond(condition, updated, lambda: tf.constant(False))
         return
-    # Replicas cannot meet in a branch, as an update needs: it is undone afterwards.
+    # For an update replicas must meet, which they cannot in a branch: it is undone afterwards.
     before = [tf.identity(variable.value) for variable in variables]
     update()
     for variable, old in zip(variables, before, strict=True):
@@ -183,35 +182,34 @@ def update_if(condition: tf.Tensor, update: Callable[[], None], variables: list[
 
 
 class _OfWholeBatch(keras.Metric):
-    """A metric that every replica updates by the same numbers, those of the whole batch.
+    """A metric that every replica updates with the same values, those of the whole batch.
 
-    One replica's variables are therefore all there is to read. Keras would add up the replicas';
-    before Keras 3.10 it does so at each update, together with what they were before.
+    The variables of one replica are therefore read; Keras would add those of all replicas.
     """
 
     def add_variable(self, *args: Any, **kwargs: Any) -> Any:
-        """Adds a variable as `keras.Metric.add_variable` does, of which one replica's is read."""
+        """Adds a variable that is read from the first replica."""
         return super().add_variable(*args, **kwargs, aggregation="only_first_replica")
 
 
 class WholeBatchMean(_OfWholeBatch, keras.metrics.Mean):
-    """A weighted mean of what every replica knows of the whole batch."""
+    """A weighted mean of values of the whole batch."""
 
 
 class WholeBatchSum(_OfWholeBatch, keras.metrics.Sum):
-    """A sum of what every replica knows of the whole batch."""
+    """A sum of values of the whole batch."""
 
 
 def whole_batch(values: Any, weight: tf.Tensor | None) -> tuple[Any, tf.Tensor | None]:
-    """Returns what to update metrics by, so that each replica has those of all examples.
+    """Returns the values and the weight with which to update metrics of the whole batch.
 
     Args:
-        values: A structure of `[B]`, the replica's examples.
+        values: Values of this replica's examples, a structure of `[B]`.
         weight: `[B]`, or None for equal weights.
 
     Returns:
-        Under a strategy, the structure of means over all replicas, and the sum of the weights;
-        otherwise what was given.
+        Under a strategy, the means over all replicas and the sum of the weights; otherwise the
+        arguments.
     """
     if not tf.distribute.has_strategy():
         return values, weight

@@ -1,7 +1,8 @@
-"""The processes that a strategy joins: their number, what they exchange, and what they share."""
+"""The processes that a strategy joins: their number, and what they exchange."""
 
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -9,7 +10,7 @@ from tf_mcvae.distribute.replicas import all_reduce, num_replicas, replica_index
 
 Array = np.ndarray[Any, Any]
 
-# What an exchange with the other workers raises when one of them is gone.
+# Errors of an exchange with a worker that has stopped.
 CONNECTION_ERRORS = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -25,7 +26,7 @@ def num_workers() -> int:
 
 
 def worker_index() -> int:
-    """Returns the number of this process among the workers; that of the chief is 0."""
+    """Returns the number of this process among the workers; 0 for the chief."""
     resolver = tf.distribute.get_strategy().cluster_resolver
     if num_workers() == 1:
         return 0
@@ -40,9 +41,9 @@ def _tasks() -> list[tuple[str, int]]:
 
 
 def by_examples(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Returns the data set, made so that each worker takes its part of every batch.
+    """Makes each worker take its part of every batch of a data set.
 
-    By default TensorFlow may give each worker some of the files instead.
+    By default, TensorFlow may distribute files to the workers instead.
     """
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
@@ -53,7 +54,7 @@ def gather(rows: Array) -> Array:
     """Returns the rows of all workers, in the order of the workers.
 
     Args:
-        rows: `[n, R]`; n may differ from worker to worker, and be 0, but not on all of them.
+        rows: `[n, R]`; n may differ between workers, and be 0 on some of them.
     """
     return rows if num_workers() == 1 else np.asarray(_gather(rows.astype(np.float64)))
 
@@ -64,7 +65,7 @@ def _gather(rows: tf.Tensor) -> tf.Tensor:
     replicas_per_worker = num_replicas() // num_workers()
 
     def part(rows: tf.Tensor) -> tf.Tensor:
-        # One of a worker's replicas gives its rows.
+        # Only the first replica of a worker returns its rows.
         is_first = replica_index() % replicas_per_worker == 0
         return rows[: tf.where(is_first, tf.shape(rows)[0], 0)]
 
@@ -76,12 +77,12 @@ def wait_for_all() -> None:
     gather(np.zeros([1, 1]))
 
 
-def broadcast(variables: list[Any]) -> None:
-    """Gives the variables of all workers the values that they have on the chief."""
+def broadcast(variables: list[keras.Variable]) -> None:
+    """Sets the variables of all workers to the chief's values."""
     strategy = tf.distribute.get_strategy()
     if num_workers() == 1:
         return
-    # All in one message: 64 bits hold floats and counters alike.
+    # All in one message; float64 holds floats and counters exactly.
     values = np.concatenate([np.ravel(v.numpy()).astype(np.float64) for v in variables])
 
     def share() -> tf.Tensor:
@@ -98,6 +99,6 @@ def broadcast(variables: list[Any]) -> None:
 def logs_of_step(logs: dict[str, Any]) -> dict[str, Any]:
     """Returns the logs of a step; on several workers, only the loss.
 
-    Keras averages each of them over the workers, in a message of its own, and along an axis.
+    Keras averages each log over the workers, in a separate message and along an axis.
     """
     return logs if num_workers() == 1 else {"loss": tf.reshape(logs["loss"], [1])}

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.kernels.metropolis import Acceptance, MetropolisHastings
+from tf_mcvae.kernels.metropolis import MetropolisHastings
 from tf_mcvae.kernels.path import AnnealedPath, Endpoints, LogProbFn
 from tf_mcvae.kernels.transition import (
+    Acceptance,
     AnnealedKernel,
     Proposal,
     TransitionResults,
@@ -17,12 +18,12 @@ from tf_mcvae.kernels.transition import (
 
 
 class Momentum(NamedTuple):
-    """What a kernel with a persistent momentum carries to its next transition.
+    """The momentum that a kernel carries to its next transition.
 
     Attributes:
         value: `[S, B, D]`.
-        is_kept: Whether there is one to go on from, `[S, B]`; false before the first transition,
-            which draws all of it.
+        is_kept: Whether the next transition keeps part of it, `[S, B]`. False before the first one,
+            which draws a whole momentum.
     """
 
     value: tf.Tensor
@@ -33,19 +34,18 @@ class UncalibratedHamiltonian(AnnealedKernel):
     """A new momentum, then leapfrog steps of Hamilton's equations with unit mass.
 
     The momentum is `v = rho v' + sqrt(1 - rho^2) xi` with `xi ~ N(0, I)`, the momentum `v'` after
-    the transition before, and the persistence `rho`; with 0 it is refreshed fully. Each of the L
-    leapfrog steps of size `e` is
+    the previous transition, and the persistence `rho`; 0 refreshes it fully. Each of the L leapfrog
+    steps of size `e` is
 
         v <- v + e/2 s_b(z);    z <- z + e v;    v <- v + e/2 s_b(z).
 
-    Volume and time reversal are kept, so the log ratio of the move is `(|v_0|^2 - |v_L|^2) / 2`.
-    A persistent momentum is reversed where a calibrated move is rejected.
+    The steps preserve volume and are reversible, so the log ratio is `(|v_0|^2 - |v_L|^2) / 2`.
+    Where a calibrated kernel rejects the proposal, a persistent momentum is reversed.
 
     Args:
         target_log_prob_fn: Callable that maps states to log-densities, or an `AnnealedPath`.
         step_size: `e`, a scalar or `[D]` tensor.
-        num_leapfrog_steps: L, a Python integer: a static count keeps the loop differentiable
-            under XLA.
+        num_leapfrog_steps: L, a Python integer, as XLA differentiates only loops of static length.
         inverse_temperature: Scalar `b` in [0, 1].
         momentum_persistence: `rho` in [0, 1).
 
@@ -80,8 +80,8 @@ class UncalibratedHamiltonian(AnnealedKernel):
         self.num_leapfrog_steps = num_leapfrog_steps
         self.momentum_persistence = momentum_persistence
 
-    def initial_carry(self, state: tf.Tensor, endpoints: Endpoints) -> Any:
-        """Returns no momentum yet, where one is kept."""
+    def initial_carry(self, state: tf.Tensor, endpoints: Endpoints) -> Momentum | tuple[()]:
+        """Returns a momentum of which nothing is kept; nothing if the persistence is 0."""
         if not self.momentum_persistence:
             return ()
         return Momentum(tf.zeros_like(state), tf.zeros_like(endpoints.log_p, dtype=tf.bool))
@@ -108,7 +108,7 @@ class UncalibratedHamiltonian(AnnealedKernel):
     def leapfrogs(
         self, state: tf.Tensor, momentum: tf.Tensor, endpoints: Endpoints
     ) -> tuple[tf.Tensor, tf.Tensor, Endpoints]:
-        """Integrates L leapfrog steps; each evaluates the endpoints once."""
+        """Makes L leapfrog steps, each of which evaluates the endpoints once."""
         step, b = tf.cast(self.step_size, state.dtype), self.inverse_temperature
 
         def leapfrog(
@@ -138,8 +138,7 @@ class HamiltonianMonteCarlo(MetropolisHastings):
         num_leapfrog_steps: Leapfrog steps of one transition, a Python integer.
         inverse_temperature: Scalar `b` in [0, 1].
         acceptance: `"metropolis"` or `"barker"`.
-        momentum_persistence: How much of the momentum a transition takes over from the one before,
-            in [0, 1).
+        momentum_persistence: `rho` in [0, 1), the share of the momentum that is kept.
 
     Reference:
         Neal, MCMC using Hamiltonian dynamics, arXiv 1206.1901.

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.kernels.metropolis import Acceptance, MetropolisHastings
+from tf_mcvae.kernels.metropolis import MetropolisHastings
 from tf_mcvae.kernels.path import AnnealedPath, Endpoints, LogProbFn
 from tf_mcvae.kernels.transition import (
+    Acceptance,
     AnnealedKernel,
     Proposal,
     TransitionResults,
@@ -18,7 +19,7 @@ from tf_mcvae.kernels.transition import (
 
 
 class Place(NamedTuple):
-    """Where a drift is evaluated, and for which transition.
+    """The arguments of a drift: a state, and the transition that starts or ends there.
 
     Attributes:
         state: `[S, B, D]`.
@@ -26,7 +27,7 @@ class Place(NamedTuple):
         inverse_temperature: Scalar `b`.
         step_size: `e`, a scalar or `[D]`.
         index: Number k = 0, ..., K - 1 of the transition, a scalar.
-        features: What is known of the examples, a structure of tensors `[B, ...]`, or None.
+        features: Features of the examples, a structure of tensors `[B, ...]`, or None.
     """
 
     state: tf.Tensor
@@ -47,7 +48,7 @@ class Drift(NamedTuple):
 
     Attributes:
         value: `d`, `[S, B, D]`.
-        log_variance: `log V`, `[S, B, D]`; None for Langevin's own, `log 2e`.
+        log_variance: `log V`, `[S, B, D]`; None for that of Langevin, `log 2e`.
     """
 
     value: tf.Tensor
@@ -58,7 +59,7 @@ DriftFn = Callable[[Place], Drift]
 
 
 def score_drift(place: Place) -> Drift:
-    """Returns Langevin's own drift, the score `s_b = grad log pi_b`."""
+    """Returns the drift of Langevin's diffusion, the score `s_b = grad log pi_b`."""
     return Drift(place.score)
 
 
@@ -69,22 +70,22 @@ class UnadjustedLangevin(AnnealedKernel):
 
         z' = z + e d(z) + sqrt(2 e) xi,        xi ~ N(0, I),        d = s_b = grad log pi_b.
 
-    The log ratio is that of the density of the step from `z'` back to `z`, with the backward drift,
-    over that of this step. With equal drifts it is `(|xi|^2 - |xi~|^2) / 2`, `xi~` being the noise
-    that would lead back. `tfp.mcmc.UncalibratedLangevin` counts its step as `2 e`.
+    The log ratio compares the density of the step from `z'` back to `z`, with the backward drift,
+    to that of this step. With equal variances it is `(|xi|^2 - |xi~|^2) / 2`, where `xi~` is the
+    noise that would lead back. The step size of `tfp.mcmc.UncalibratedLangevin` is `2 e`.
 
     Args:
         target_log_prob_fn: Callable that maps states to log-densities, or an `AnnealedPath`.
         step_size: `e`, a scalar or `[D]` tensor.
         inverse_temperature: Scalar `b` in [0, 1].
-        forward_drift: The drift `d`, a function of `Place`; by default the score. Of another one
+        forward_drift: The drift `d`, a function of `Place`; by default the score. With another one,
             the diagnostic `"drift_error"` is `|d - s_b|^2`, `[S, B]`.
-        backward_drift: The drift of the step that leads back; None for the forward one.
-        index: Number of the transition, which is handed to the drifts.
-        features: What is known of the examples, a structure of tensors `[B, ...]`, likewise.
+        backward_drift: The drift of the step that leads back; None uses the forward drift.
+        index: Number of the transition, for the drifts.
+        features: Features of the examples for the drifts, a structure of tensors `[B, ...]`.
         skip_threshold: A proposal whose Metropolis-Hastings probability is at most this is undone:
             the state stays and the log ratio is 0. **Biased**: with a threshold above 0 the weights
-            no longer average to the evidence. None of this library's evaluations uses it.
+            no longer average to the evidence.
 
     Reference:
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
@@ -133,7 +134,7 @@ class UnadjustedLangevin(AnnealedKernel):
         return self._skip_unlikely(origin, proposal) if self.skip_threshold else proposal
 
     def initial_diagnostics(self, endpoints: Endpoints) -> dict[str, tf.Tensor]:
-        """Returns a drift error of 0, where there is one."""
+        """Returns a drift error of 0 if the drift is not the score."""
         if self.forward_drift is score_drift:
             return {}
         return {"drift_error": tf.zeros_like(endpoints.log_p)}
@@ -148,8 +149,8 @@ class UnadjustedLangevin(AnnealedKernel):
         """Returns `log N(z; z' + e d~, V~) - log N(z'; z + e d, V)`, `[S, B]`."""
         step, like = origin.step_size, end.endpoints.log_p
         if there.log_variance is None and back.log_variance is None:
-            # xi~ = -(xi + way); the difference of the squares, written so that nothing cancels and
-            # a step of 0 gives 0.
+            # With xi~ = -(xi + way), this form of the difference of squares does not cancel, and a
+            # step of 0 gives 0.
             way = tf.sqrt(0.5 * step) * (there.value + back.value)
             return -sum_event(way * (noise + 0.5 * way), like)
         back_scale = _scale(back, step)
@@ -164,7 +165,7 @@ class UnadjustedLangevin(AnnealedKernel):
         return {"drift_error": sum_event(distance, origin.endpoints.log_p)}
 
     def _skip_unlikely(self, origin: Place, proposal: Proposal) -> Proposal:
-        """Undoes the proposals that Metropolis-Hastings would hardly ever accept."""
+        """Undoes proposals whose acceptance probability is at most the threshold."""
         log_accept_ratio = self.log_accept_ratio(origin.endpoints, proposal)
         state, endpoints, log_ratio = select(
             tf.exp(tf.minimum(log_accept_ratio, 0.0)) > self.skip_threshold,
@@ -184,7 +185,7 @@ class MetropolisAdjustedLangevin(MetropolisHastings):
 
     Args:
         target_log_prob_fn: Callable that maps states to log-densities, or an `AnnealedPath`.
-        step_size: `e`, a scalar or `[D]` tensor; `tfp.mcmc` counts it as `2 e`.
+        step_size: `e`, a scalar or `[D]` tensor; the step size of `tfp.mcmc` is `2 e`.
         inverse_temperature: Scalar `b` in [0, 1].
         acceptance: `"metropolis"` or `"barker"`.
 

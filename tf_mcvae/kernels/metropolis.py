@@ -1,12 +1,13 @@
 """Metropolis-Hastings and Barker acceptance, which calibrate another kernel."""
 
-from typing import Any, Literal
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tf_mcvae import random
 from tf_mcvae.kernels.transition import (
+    Acceptance,
     AnnealedKernel,
     TransitionResults,
     draw_acceptance,
@@ -14,8 +15,6 @@ from tf_mcvae.kernels.transition import (
     required_seed,
     select,
 )
-
-Acceptance = Literal["metropolis", "barker"]
 
 
 class MetropolisHastings(tfp.mcmc.TransitionKernel):
@@ -51,16 +50,7 @@ class MetropolisHastings(tfp.mcmc.TransitionKernel):
     def one_step(
         self, current_state: tf.Tensor, previous_kernel_results: TransitionResults, seed: Any = None
     ) -> tuple[tf.Tensor, TransitionResults]:
-        """Proposes a state and accepts or rejects it.
-
-        Args:
-            current_state: `[S, B, D]`; any shape that begins with the log-density's.
-            previous_kernel_results: Results of the last step, or of `bootstrap_results`.
-            seed: A seed of `tf_mcvae.random`, or an integer.
-
-        Returns:
-            The next state and its `TransitionResults`.
-        """
+        """Proposes a state and accepts or rejects it; arguments as in `AnnealedKernel.one_step`."""
         proposal_seed, test_seed = random.split(required_seed(seed))
         kernel, origin = self.inner_kernel, previous_kernel_results.endpoints
         proposal = kernel.propose(current_state, previous_kernel_results, proposal_seed)
@@ -86,7 +76,7 @@ class MetropolisHastings(tfp.mcmc.TransitionKernel):
 
 
 def check_acceptance(acceptance: str) -> None:
-    """Raises unless there is an acceptance rule of that name."""
+    """Raises if there is no acceptance rule of that name."""
     if acceptance not in ("metropolis", "barker"):
         raise ValueError(
             f"`acceptance` must be 'metropolis' or 'barker'. Received: acceptance={acceptance!r}"

@@ -18,9 +18,9 @@ LogProbFn = Callable[..., tf.Tensor]
 class Endpoints(NamedTuple):
     """Log-densities and scores of both ends of a path at one state.
 
-    They do not depend on the temperature, so they stay right when it changes: an annealed chain of
-    K transitions evaluates them K + 1 times, once for each state. What is mixed from them at one
-    temperature must never be kept for another.
+    They do not depend on the temperature, so they remain valid when it changes: an annealed chain
+    of K transitions evaluates them K + 1 times, once per state. Values that are computed from them
+    at one temperature must not be kept for another.
 
     Attributes:
         log_q: Base log-density, `[S, B]`.
@@ -48,11 +48,11 @@ class AnnealedPath:
 
     Args:
         base_log_prob_fn: Maps states `[S, B, D]` to `log q`, `[S, B]`.
-        target_log_prob_fn: Maps states `[S, B, D]`, and the tensors of `recomputed` where there are
-            any, to `log p`, `[S, B]`; each entry may depend on its own state only.
-        recomputed: Tensors (a decoder's weights) that are further arguments of the target. With
-            them, the backward pass computes what lies between the state and the target's endpoints
-            again, rather than keep it; the target must depend on nothing else that has a gradient.
+        target_log_prob_fn: Maps states `[S, B, D]`, followed by the tensors of `recomputed`, to
+            `log p`, `[S, B]`; each entry may depend on its own state only.
+        recomputed: Tensors (a decoder's weights) that are further arguments of the target. If there
+            are any, the backward pass recomputes the target's activations instead of keeping them;
+            the target must not depend on anything else that has a gradient.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class AnnealedPath:
 
     @classmethod
     def from_target(cls, target_log_prob_fn: "LogProbFn | AnnealedPath") -> "AnnealedPath":
-        """Returns the path to a plain target (constant base); a path is returned as it is."""
+        """Returns the path from a constant base to a target; a path is returned unchanged."""
         if isinstance(target_log_prob_fn, AnnealedPath):
             return target_log_prob_fn
         if not callable(target_log_prob_fn):
@@ -88,8 +88,8 @@ class AnnealedPath:
         The result is differentiable once more, with respect to the state and to the networks'
         weights: the gradient of a log weight needs this second order.
         """
-        # TFP remembers how a state was drawn, by its identity, and would hand out a density that
-        # no longer depends on it.
+        # A bijector of TFP caches the origin of a state by the tensor's identity; its density would
+        # then not depend on the state.
         state = tf.identity(state)
         log_q, score_q = tfp.math.value_and_gradient(self.base_log_prob_fn, state)
         target = self._recomputed_target if self.recomputed else self._target_and_score
@@ -111,12 +111,11 @@ class AnnealedPath:
         return log_p, score_p
 
     def _recomputed_target(self, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # Not tf.recompute_grad, which cannot be differentiated within a loop: there the variables
-        # must be inputs.
+        # `tf.recompute_grad` cannot be differentiated in a loop, where variables must be inputs.
         @tf.custom_gradient
         def endpoints(*inputs: tf.Tensor) -> Any:
             def gradient(*upstream: tf.Tensor) -> Any:
-                # As tensors of the graph that this is called in, so that the tape knows them.
+                # Tensors of the graph that this is called in, which the tape can watch.
                 here = [tf.identity(value) for value in inputs]
                 with tf.GradientTape() as tape:
                     tape.watch(here)

@@ -1,4 +1,4 @@
-"""Step-size rules, as pure updates: old values and statistics in, new values out."""
+"""Step-size rules, as pure functions of the old values and the statistics of a training step."""
 
 import tensorflow as tf
 

@@ -1,16 +1,17 @@
-"""The contract that all kernels of this package keep, on top of `tfp.mcmc.TransitionKernel`'s.
+"""The contract of this package's kernels, in addition to that of `tfp.mcmc.TransitionKernel`.
 
-A kernel proposes `z' ~ m(z'|z)`. All that a bound needs of it is one number, the *log ratio*
+A kernel proposes `z' ~ m(z'|z)`. A bound needs one number from it, the *log ratio*
 
     log_ratio = log m~(z|z') - log m(z'|z),
 
-where `m~` is the kernel that runs backwards. For an uncalibrated kernel `m~` is the kernel itself;
-then `log_accept_ratio = log pi(z') - log pi(z) + log_ratio` is the Metropolis-Hastings ratio. For a
-calibrated kernel `m~` is its time reversal under `pi`, and `log_ratio = log pi(z) - log pi(z')`.
+where `m~` is the kernel that runs backwards. For an uncalibrated kernel `m~` is by default the
+kernel itself; then `log_accept_ratio = log pi(z') - log pi(z) + log_ratio` is the log of the
+Metropolis-Hastings ratio. For a calibrated kernel `m~` is its time reversal under `pi`, and
+`log_ratio = log pi(z) - log pi(z')`.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -18,22 +19,24 @@ import tensorflow_probability as tfp
 from tf_mcvae import random
 from tf_mcvae.kernels.path import AnnealedPath, Endpoints, LogProbFn
 
+Acceptance = Literal["metropolis", "barker"]
+
 
 class TransitionResults(NamedTuple):
-    """What every kernel of this package reports of its last transition.
+    """The report of every kernel on its last transition.
 
     Attributes:
         endpoints: Log-densities and scores at the current state, free of temperature.
         log_ratio: Log of the backward over the forward density of the transition, `[S, B]`.
         log_accept_ratio: Log of the Metropolis-Hastings ratio of the proposal, `[S, B]`.
         is_accepted: Whether the proposal passed the acceptance test, `[S, B]`. An uncalibrated
-            kernel draws the test too, as a diagnostic, and takes the proposal all the same.
-        log_choice_prob: Log-probability of the accept or reject that was realised, `[S, B]`; zero
-            for a kernel that takes every proposal.
+            kernel draws the test as a diagnostic only, and takes every proposal.
+        log_choice_prob: Log-probability of the drawn acceptance or rejection, `[S, B]`; 0 for a
+            kernel that takes every proposal.
         step_size: The step size used.
-        carry: What the kernel takes to its next transition (a momentum); empty for most.
+        carry: State of the kernel for its next transition (a momentum); most have none, `()`.
         diagnostics: Further tensors by name. All kernels report `"score"`, the gradient of
-            `log pi_b` at the state that the transition began from, `[S, B, D]`.
+            `log pi_b` at the state before the transition, `[S, B, D]`.
     """
 
     endpoints: Endpoints
@@ -53,10 +56,10 @@ class Proposal(NamedTuple):
         state: `[S, B, D]`.
         endpoints: Log-densities and scores there.
         log_ratio: `[S, B]`.
-        own_log_ratio: `[S, B]`, with the kernel itself running backwards, where `log_ratio` has
-            another kernel: the acceptance test uses it. None where they are the same.
-        carry_if_accepted: `TransitionResults.carry` after taking the proposal.
-        carry_if_rejected: The same after rejecting it.
+        own_log_ratio: `[S, B]`, for the acceptance test: the log ratio with the kernel itself
+            running backwards. None if `log_ratio` is that already.
+        carry_if_accepted: `TransitionResults.carry` if the proposal is accepted.
+        carry_if_rejected: The same if it is rejected.
         diagnostics: See `TransitionResults`; the same names as in `initial_diagnostics`.
     """
 
@@ -70,7 +73,7 @@ class Proposal(NamedTuple):
 
 
 def sum_event(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Sums the axes of `values` that the log-density `like` does not have."""
+    """Sums `values` over the axes that the log-density `like` does not have."""
     return tf.reduce_sum(values, axis=list(range(like.shape.rank, values.shape.rank)))
 
 
@@ -85,22 +88,22 @@ def select(condition: tf.Tensor, new: Any, old: Any) -> Any:
     return tf.nest.map_structure(pick, new, old)
 
 
-def required_seed(seed: Any) -> random.Seed:
-    """Returns the seed that `one_step` was given."""
+def required_seed(seed: random.SeedLike | None) -> random.Seed:
+    """Returns the argument of `one_step` as a seed, and raises if there is none."""
     if seed is None:
         raise ValueError(
-            "A kernel's `one_step` needs a seed; `tfp.mcmc.sample_chain` hands one over when it is "
-            "given `seed=`. Received: seed=None"
+            "A kernel's `one_step` needs a seed; with `tfp.mcmc.sample_chain`, pass `seed=`. "
+            "Received: seed=None"
         )
     return random.as_seed(seed)
 
 
 class AnnealedKernel(tfp.mcmc.TransitionKernel):
-    """Base of the kernels: a target, the inverse temperature at which it is taken, a step size.
+    """Base of the kernels, with a target, its inverse temperature, and a step size.
 
-    A subclass defines `propose`; one that carries something from a transition to the next, or
-    reports further diagnostics, also `initial_carry` or `initial_diagnostics`. `one_step` and
-    `MetropolisHastings(kernel)` follow from these.
+    A subclass defines `propose`. It also defines `initial_carry` if it carries anything to the next
+    transition, and `initial_diagnostics` if it reports further diagnostics. `one_step` and
+    `MetropolisHastings(kernel)` need nothing else.
 
     Args:
         target_log_prob_fn: Callable that maps states to log-densities, as in `tfp.mcmc`, or an
@@ -139,8 +142,8 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
 
         Args:
             state: `[S, B, D]`.
-            previous: Results of the transition that led there.
-            seed: All randomness of the proposal comes from it.
+            previous: Results of the previous transition.
+            seed: The only source of the proposal's random numbers.
         """
         raise NotImplementedError
 
@@ -149,7 +152,7 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
         return ()
 
     def initial_diagnostics(self, endpoints: Endpoints) -> Mapping[str, tf.Tensor]:
-        """Returns the proposal's diagnostics before the first transition: shapes and names."""
+        """Returns placeholders for the proposal's diagnostics, of the same names and shapes."""
         return {}
 
     def bootstrap_results(self, init_state: tf.Tensor) -> TransitionResults:
@@ -171,7 +174,7 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
     def diagnostics(
         self, origin: Endpoints, proposed: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Returns the diagnostics of a transition from `origin`, those of its proposal included."""
+        """Returns the diagnostics of a transition from `origin`, including its proposal's."""
         return {"score": origin.score(self.inverse_temperature), **proposed}
 
     def log_accept_ratio(self, origin: Endpoints, proposal: Proposal) -> tf.Tensor:
@@ -184,7 +187,7 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
     def one_step(
         self, current_state: tf.Tensor, previous_kernel_results: TransitionResults, seed: Any = None
     ) -> tuple[tf.Tensor, TransitionResults]:
-        """Takes the proposal, whatever the acceptance test would say.
+        """Takes the proposal, whatever the result of the acceptance test.
 
         Args:
             current_state: `[S, B, D]`; any shape that begins with the log-density's.
@@ -211,8 +214,10 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
         )
 
 
-def log_accept_probs(log_accept_ratio: tf.Tensor, acceptance: str) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the logs of the acceptance and of the rejection probability.
+def log_accept_probs(
+    log_accept_ratio: tf.Tensor, acceptance: Acceptance
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the logs of the probabilities of acceptance and of rejection.
 
     With `t` the Metropolis-Hastings ratio, acceptance has probability `min(1, t)` (Metropolis) or
     `t / (1 + t)` (Barker); both leave the target invariant.
@@ -224,8 +229,8 @@ def log_accept_probs(log_accept_ratio: tf.Tensor, acceptance: str) -> tuple[tf.T
     if acceptance == "barker":
         return tf.math.log_sigmoid(log_accept_ratio), tf.math.log_sigmoid(-log_accept_ratio)
     log_accept = tf.minimum(log_accept_ratio, 0.0)
-    # The small constant keeps the logarithm finite where acceptance is certain. With `1 - exp` in
-    # place of `expm1`, a compiled graph would add it to the 1, and lose it.
+    # The small constant keeps the logarithm finite where acceptance is certain. With `1 - exp`
+    # instead of `expm1`, a compiler would add it to the 1, where rounding removes it.
     return log_accept, tf.math.log(1e-8 - tf.math.expm1(log_accept))
 
 

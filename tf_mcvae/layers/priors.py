@@ -15,8 +15,8 @@ _LOG_2PI = math.log(2.0 * math.pi)
 class Prior(keras.layers.Layer):
     """Base of the priors `p(z)`.
 
-    A subclass defines `log_prob` and `sample`; and `bind`, where part of the density does not
-    depend on z and need not be computed at every transition.
+    A subclass defines `log_prob` and `sample`. If part of the density does not depend on z, it also
+    defines `bind`, so that this part is computed once a step and not at every transition.
     """
 
     def log_prob(self, z: tf.Tensor) -> tf.Tensor:
@@ -28,7 +28,7 @@ class Prior(keras.layers.Layer):
         raise NotImplementedError
 
     def bind(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Returns `log_prob` for one step: what does not depend on z is computed here."""
+        """Returns `log_prob` for one step; parts that do not depend on z are computed here."""
         return self.log_prob
 
 

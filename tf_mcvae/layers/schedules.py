@@ -26,10 +26,6 @@ class Schedule(ExplicitArguments, keras.layers.Layer):
         """Returns `b_0, ..., b_{K+1}`, a `float32` tensor of shape `[K + 2]`."""
         raise NotImplementedError
 
-    def _grid(self) -> np.ndarray[Any, Any]:
-        """Returns `t_k = k / (K + 1)`."""
-        return np.linspace(0.0, 1.0, self.num_transitions + 2, dtype=np.float32)
-
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class LinearSchedule(Schedule):
@@ -37,7 +33,7 @@ class LinearSchedule(Schedule):
 
     def inverse_temperatures(self) -> tf.Tensor:
         """Returns the inverse temperatures, `[K + 2]`."""
-        return tf.constant(self._grid())
+        return tf.constant(linear_temperatures(self.num_transitions + 1))
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
@@ -49,7 +45,7 @@ class SigmoidalSchedule(Schedule):
         b_k = (s(t_k) - s(0)) / (s(1) - s(0)),        delta = exp(log_steepness).
 
     Args:
-        log_steepness: First value of the logarithm of `delta`; -3 is almost linear.
+        log_steepness: Initial value of `log(delta)`; -3 is almost linear.
         learnable: Whether the steepness is trained.
         name: Name of the layer.
         trainable: Whether the weights are trained.
@@ -84,9 +80,10 @@ class SigmoidalSchedule(Schedule):
 
     def inverse_temperatures(self) -> tf.Tensor:
         """Returns the inverse temperatures, `[K + 2]`."""
-        # With sigmoid(u) = (1 + tanh(u / 2)) / 2 nothing cancels where the steepness is small.
+        # With sigmoid(u) = (1 + tanh(u / 2)) / 2 nothing cancels if the steepness is small.
         half = 0.5 * tf.exp(tf.convert_to_tensor(self.log_steepness))
-        return 0.5 + 0.5 * tf.tanh(half * (2.0 * self._grid() - 1.0)) / tf.tanh(half)
+        grid = linear_temperatures(self.num_transitions + 1)
+        return 0.5 + 0.5 * tf.tanh(half * (2.0 * grid - 1.0)) / tf.tanh(half)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -98,7 +95,7 @@ class SigmoidalSchedule(Schedule):
 class LearnedSchedule(Schedule):
     """Inverse temperatures that are all learned, through their ratios.
 
-    With weights `u_1, ..., u_K` that start at 0, `b_k / b_{k+1} = sigmoid(u_k)`, that is
+    With weights `u_1, ..., u_K` that start at 0, `b_k / b_{k+1} = sigmoid(u_k)`, so that
 
         b_k = sigmoid(u_k) sigmoid(u_{k+1}) ... sigmoid(u_K),     b_0 = 0,  b_{K+1} = 1.
 
@@ -126,7 +123,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 
 def get_schedule(identifier: str | Schedule) -> Schedule:
-    """Returns the schedule of a name (`linear`, `sigmoidal`, `all_learnable`), or the one given.
+    """Returns the schedule `"linear"`, `"sigmoidal"` or `"all_learnable"`, or the given layer.
 
     Raises:
         ValueError: If there is no schedule of that name.

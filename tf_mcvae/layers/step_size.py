@@ -1,7 +1,7 @@
 """The step sizes of a model's transitions, as a layer: fixed, learned or adapted."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
@@ -11,36 +11,36 @@ from tf_mcvae.checks import ExplicitArguments
 from tf_mcvae.kernels.step_size_rules import acceptance_update, variance_update
 
 StepSizeRule = Literal["fixed", "learned", "acceptance", "variance"]
-ADAPTED = ("acceptance", "variance")
-RULES = ("fixed", "learned", *ADAPTED)
+RULES = get_args(StepSizeRule)
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class StepSize(ExplicitArguments, keras.layers.Layer):
     """Step sizes, one for each of K transitions, and the rule by which they change.
 
-    `values()` are the step sizes, `[K]` or, per dimension, `[K, D]`. Rules:
+    `values()` returns the step sizes, `[K]` or, per dimension, `[K, D]`. The rules are:
 
     - `"fixed"`: they do not change.
     - `"learned"`: their logarithms are trained with the networks.
     - `"acceptance"`: each training step multiplies a transition's step size by 1.002 if its
       acceptance reaches the target, and by 0.998 if not, within [0.001, 0.5].
-    - `"variance"`: per dimension, towards the inverse spread of the score over the batch.
+    - `"variance"`: each step size, one per dimension, moves towards the inverse spread of the score
+      over the batch.
 
-    Adapted values are weights that are not trainable: they are saved, and change only in training.
+    Adapted values are non-trainable weights: they are saved, and change only in training.
 
     Args:
-        initial: First step size: a scalar; `[K]`, one for each transition; or `[1, D]` or `[K, D]`,
-            per dimension. In the units of `UnadjustedLangevin`.
+        initial: Initial step size of `UnadjustedLangevin`: a scalar; `[K]`, one per transition; or
+            `[1, D]` or `[K, D]`, one per dimension.
         rule: One of the rules above.
-        target_acceptance: Acceptance that the adapted rules aim at.
+        target_acceptance: Target of the rules `"acceptance"` and `"variance"`.
         name: Name of the layer.
         trainable: Whether the weights are trained.
         dtype: Data type or policy, as in Keras.
 
     Raises:
-        ValueError: If a step size is negative or not finite (or, for a learned one, zero), or the
-            rule or the target is not known.
+        ValueError: If a step size is negative, not finite or (if learned) 0, the rule is unknown,
+            or the target is not between 0 and 1.
 
     Reference:
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
@@ -113,7 +113,7 @@ class StepSize(ExplicitArguments, keras.layers.Layer):
     @property
     def is_adapted(self) -> bool:
         """Whether `update` changes the step sizes."""
-        return self.rule in ADAPTED
+        return self.rule in ("acceptance", "variance")
 
     def values(self) -> tf.Tensor:
         """Returns the step sizes, `[K]` or `[K, D]`."""

@@ -1,7 +1,7 @@
-"""Networks that a Langevin transition may learn: its drift, and its reverse kernel.
+"""Networks of learned Langevin transitions: the drift and the reverse kernel.
 
-Every transition has weights of its own. They are stacked along a first axis K, so that one loop in
-the graph runs all transitions and takes the k-th network by its index.
+Every transition has its own weights. They are stacked along a first axis K, so that a loop over the
+transitions can select them by the number k.
 """
 
 import itertools
@@ -22,8 +22,8 @@ class TransitionNetwork(ExplicitArguments, keras.layers.Layer):
     """K dense networks of one shape, `[..., N] -> [..., M]`.
 
     Args:
-        hidden_units: Widths of the hidden layers. None: two layers, as wide as the input.
-        activation: Of the hidden layers; a name as for `Encoder`.
+        hidden_units: Widths of the hidden layers; None for two layers as wide as the input.
+        activation: Activation of the hidden layers, a name as for `Encoder`.
         name: Name of the layer.
         trainable: Whether the weights are trained.
         dtype: Data type or policy, as in Keras.
@@ -46,10 +46,10 @@ class TransitionNetwork(ExplicitArguments, keras.layers.Layer):
         self._activate = get_activation(activation)
 
     def build_networks(self, num_transitions: int, num_inputs: int, num_outputs: int) -> None:
-        """Makes the weights of `num_transitions` networks, which return 0 at first."""
+        """Makes the weights of `num_transitions` networks, which initially return 0."""
         hidden = [num_inputs] * 2 if self.hidden_units is None else self.hidden_units
         pairs = list(itertools.pairwise([num_inputs, *hidden, num_outputs]))
-        # Glorot's bounds for each of the K matrices; of the stack Keras would take others.
+        # Glorot's bounds for each matrix; those of Keras would be for the stack.
         limits = [math.sqrt(6.0 / (fan_in + fan_out)) for fan_in, fan_out in pairs[:-1]] + [0.0]
         self.kernels = [
             self.add_weight(
@@ -84,14 +84,14 @@ class TransitionNetwork(ExplicitArguments, keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class LearnedDrift(TransitionNetwork):
-    """A network in place of the score, `drift_k(z, x)`, in each Langevin transition.
+    """A network `drift_k(z, x)` that replaces the score in each Langevin transition.
 
-    It starts at 0, and is trained by the bound and by the drift-matching loss
+    It starts at 0, and is trained on the bound and the drift-matching loss
     `sum_k |drift_k - score_{b_k}|^2`.
 
     Args:
-        hidden_units: Widths of the hidden layers. None: two layers, as wide as `[z, x]`.
-        activation: Of the hidden layers.
+        hidden_units: Widths of the hidden layers; None for two layers as wide as `[z, x]`.
+        activation: Activation of the hidden layers.
         name: Name of the layer.
         trainable: Whether the weights are trained.
         dtype: Data type or policy, as in Keras.
@@ -112,7 +112,7 @@ class LearnedDrift(TransitionNetwork):
         super().__init__(hidden_units, activation, name=name, trainable=trainable, dtype=dtype)
 
     def build(self, num_transitions: int, latent_dim: int, num_features: int) -> None:
-        """Makes the weights for K transitions, D latent dimensions and the elements of one `x`."""
+        """Makes the weights for K transitions, D latents and the number of elements of one `x`."""
         self.build_networks(num_transitions, latent_dim + num_features, latent_dim)
 
     def call(self, state: tf.Tensor, x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
@@ -122,7 +122,7 @@ class LearnedDrift(TransitionNetwork):
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class LearnedReverse(TransitionNetwork):
-    """A network for the kernel that runs backwards, in place of Langevin's own.
+    """A network that replaces the reverse kernel of each Langevin transition.
 
         r_k(z_{k-1} | z_k, x) = N(z_k + m, diag(exp v)),     (m, v) = network_k(z_k, loc(x)).
 
@@ -130,7 +130,7 @@ class LearnedReverse(TransitionNetwork):
 
     Args:
         hidden_units: Widths of the hidden layers.
-        activation: Of the hidden layers.
+        activation: Activation of the hidden layers.
         name: Name of the layer.
         trainable: Whether the weights are trained.
         dtype: Data type or policy, as in Keras.
@@ -170,6 +170,6 @@ class LearnedReverse(TransitionNetwork):
 
 def _beside(state: tf.Tensor, features: tf.Tensor) -> tf.Tensor:
     """Concatenates states `[S, B, D]` with their examples' features `[B, F]`."""
-    # A sum, as the gradient of `tf.broadcast_to` in a loop asks XLA for sizes it does not know.
+    # Not `tf.broadcast_to`: in a loop, its gradient needs sizes that XLA does not know.
     features += tf.zeros_like(state[..., :1])
     return tf.concat([state, features], axis=-1)

@@ -1,4 +1,4 @@
-"""The models: `keras.Model` subclasses, one file a method."""
+"""The models: `keras.Model` subclasses, one file for each method."""
 
 from tf_mcvae.models.amcvae import AMCVAE
 from tf_mcvae.models.base import MonteCarloVAE

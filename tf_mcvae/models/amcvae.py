@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from tf_mcvae import random
 from tf_mcvae.kernels import MetropolisAdjustedLangevin
-from tf_mcvae.kernels.metropolis import Acceptance, check_acceptance
+from tf_mcvae.kernels.metropolis import check_acceptance
+from tf_mcvae.kernels.transition import Acceptance
 from tf_mcvae.layers.schedules import Schedule
 from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.annealed import AnnealedVAE, ScheduleName, Transition

@@ -1,4 +1,4 @@
-"""What L-MCVAE and A-MCVAE share: a schedule, step sizes, and K transitions from the encoder."""
+"""The base of L-MCVAE and A-MCVAE: a schedule, step sizes, and K transitions."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -21,10 +21,10 @@ ScheduleName = Literal["linear", "sigmoidal", "all_learnable"]
 
 
 class Transition(NamedTuple):
-    """What the kernel of one transition is made from.
+    """The arguments of `make_kernel`.
 
     Attributes:
-        index: Its number k = 0, ..., K - 1, a scalar tensor.
+        index: Number k = 0, ..., K - 1 of the transition, a scalar tensor.
         path: From `q(z|x)` to `p(x, z)`.
         step_size: Scalar or `[D]`.
         inverse_temperature: Scalar.
@@ -49,14 +49,14 @@ class AnnealedVAE(MonteCarloVAE):
     Args:
         encoder: Maps `x [B, ...]` to `[B, 2 D]`, location and log variance.
         decoder: Maps `z [B, D]` to the likelihood's parameters. It is run in inference mode, since
-            the transitions need a density that stays the same: no dropout or batch statistics.
+            all transitions need the same density: no dropout, no statistics of the batch.
         likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
         num_transitions: K.
         num_samples: S.
         schedule: `"linear"`, `"sigmoidal"`, `"all_learnable"`, or a `Schedule` layer.
         step_size: A fixed step size, or a `StepSize` layer for learned or adapted ones.
         cloned_decoder: Whether the transitions use a copy of the decoder, which starts equal and is
-            trained separately. The last state is always weighed with the decoder itself.
+            trained separately. `log p(x, z_K)` of the weight always uses the decoder itself.
         recompute: Whether the backward pass computes the decoder's activations again rather than
             keep them: less memory at large K, for longer training steps.
         seed: Integer from which all random numbers are drawn.
@@ -101,7 +101,7 @@ class AnnealedVAE(MonteCarloVAE):
         self.recompute = recompute
 
     def metric_names(self) -> tuple[str, ...]:
-        """Acceptance (its mean, and of each transition) and the mean step size."""
+        """Mean acceptance, acceptance of each transition, and mean step size."""
         numbered = [f"acceptance_{k + 1}" for k in range(self.num_transitions)]
         return ("acceptance", *numbered, "step_size")
 
@@ -109,7 +109,7 @@ class AnnealedVAE(MonteCarloVAE):
         """Builds networks, schedule and step sizes."""
         is_first = not self.built
         super().build(input_shape)
-        # Loaded from a file, or shared with another model, they have their weights already.
+        # Layers that are loaded from a file or shared with another model have their weights.
         if not self.schedule.built:
             self.schedule.build(self.num_transitions)
         if not self.step_size.built:
@@ -130,17 +130,14 @@ class AnnealedVAE(MonteCarloVAE):
         training: bool = False,
         trace_fn: TraceFn = trace_statistics,
     ) -> AnnealedSamples:
-        """Draws from the encoder, makes the K transitions, and weighs the result.
+        """Draws from the encoder, makes the K transitions, and computes the log weights.
 
         Args:
             batch: The examples.
             seed: A seed.
             num_samples: S.
             training: Whether the encoder runs in training mode.
-            trace_fn: What to keep of each transition.
-
-        Returns:
-            `AnnealedSamples`.
+            trace_fn: See `annealed_importance_sampling`.
         """
         initial_seed, transition_seed = random.split(seed)
         posterior = self.posterior(batch, training)
@@ -150,7 +147,9 @@ class AnnealedVAE(MonteCarloVAE):
             path = recomputing(path, generative.trainable_variables)
         temperatures, step_sizes = self.schedule.inverse_temperatures(), self.step_size.values()
 
-        def kernel_fn(index: tf.Tensor, results: TransitionResults | None) -> Any:
+        def kernel_fn(
+            index: tf.Tensor, results: TransitionResults | None
+        ) -> AnnealedKernel | MetropolisHastings:
             del results
             step_size, temperature = step_sizes[index], temperatures[index + 1]
             return self.make_kernel(
@@ -207,7 +206,7 @@ class AnnealedVAE(MonteCarloVAE):
 
 
 def clone(network: keras.Layer) -> keras.Layer:
-    """Returns a network of the same configuration with weights of its own."""
+    """Returns a network of the same configuration with new weights."""
     try:
         return network.__class__.from_config(network.get_config())
     except (NotImplementedError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""What all models share: networks to densities, what users ask of a model, saving."""
+"""The base of all models: densities from networks, the methods for users, saving."""
 
 from typing import Any, Literal, Self
 
@@ -26,9 +26,9 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
     """Base of the models: an encoder, a generative model, and a bound on `log p(x)`.
 
     The generative model is `p(x, z) = N(z; 0, I) p(x|z)`, the encoder's posterior
-    `q(z|x) = N(loc(x), diag(scale(x)^2))`. A subclass says how log weights come from them (`weigh`)
-    and what is minimised (`estimate`). Train with `compile(optimizer)` and `fit` on batches of `x`
-    or `(x, y)`; `y` is ignored.
+    `q(z|x) = N(loc(x), diag(scale(x)^2))`. A subclass defines the loss (`estimate`), and may define
+    other log weights (`weigh`). Train with `compile(optimizer)` and `fit` on batches of `x` or
+    `(x, y)`; `y` is ignored.
 
     Args:
         encoder: Any Keras model that maps `x [B, ...]` to `[B, 2 D]`: location and log variance.
@@ -69,29 +69,24 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         self.seed = seed
         self._num_calls = 0
 
-    # What training needs to know.
+    # For training.
 
     def members(self) -> tuple[keras.Layer, ...]:
         """Returns the networks and the likelihood."""
         return (self.encoder, self.decoder, self.likelihood)
 
     def check_inputs(self, x: Any) -> Any:
-        """Checks examples, and builds the model from their shape if need be.
+        """Checks examples as `inputs.check_inputs` does, and builds the model if it is not built.
 
         Args:
-            x: Array, or `tf.data.Dataset` of batches, whose values are checked when they are read.
+            x: Array, `tf.data.Dataset`, `keras.utils.PyDataset`, or generator of batches.
 
         Returns:
-            What to read in place of `x`.
-
-        Raises:
-            TypeError: If the examples are integers, or neither an array nor a data set.
-            ValueError: If there are none, they do not fit the model, or a value is not a number or
-                not in the support of the likelihood.
+            The data to read instead of `x`.
         """
         known = self.event_shape if self.built else None
         checked, event_shape = check_inputs(x, self.likelihood, known)
-        if event_shape is None:  # A generator, whose batches are not seen before they are read.
+        if event_shape is None:  # A generator, which cannot be read in advance.
             self.require_built()
         elif not self.built:
             with distribute.scope_of(self):
@@ -133,7 +128,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         loc, scale = posterior.distribution.loc, posterior.distribution.scale
         return loc + scale * random.normal([num_samples, *random.shape_of(loc)], seed)
 
-    # The space that chains run in: that of z, but in a FlowVAE the flow's base space.
+    # The space that chains run in: that of z, or the base space of a FlowVAE's flow.
 
     def to_latents(self, state: tf.Tensor) -> tf.Tensor:
         """Returns the latents z of states of a chain, both `[..., D]`."""
@@ -143,12 +138,12 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         """Returns the states whose latents are z, both `[..., D]`.
 
         Raises:
-            ValueError: If there is no way to compute them, as with some flows.
+            ValueError: If they cannot be computed, as with some flows.
         """
         return z
 
     def state_density(self, log_joint: LogProbFn) -> LogProbFn:
-        """Returns the density of states, `[S, B]`, given `log p(x, z)`."""
+        """Returns the log-density of states, `[S, B]`, given `log p(x, z)` as a function of z."""
         return log_joint
 
     def path(
@@ -163,7 +158,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         Args:
             batch: The examples.
             posterior: `q(z|x)`.
-            generative: The generative model to use in place of the model's own.
+            generative: The generative model; None for the model's own.
             training: Whether the decoder runs in training mode.
         """
         log_joint = (generative or self.generative).bind(batch, training)
@@ -182,10 +177,10 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         self, batch: Batch, seed: random.Seed, num_samples: int, training: bool = False
     ) -> tf.Tensor:
         """Returns log weights `[S, B]` with `E[exp(log_weights)] = p(x)`, in nats."""
-        # The first of two seeds, as in annealed models: their first states are the same draws.
+        # The first of two seeds, with which annealed models draw the same first states.
         return self.weigh_encoder(batch, random.split(seed)[0], num_samples, training)
 
-    # What users call.
+    # Methods for users.
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns reconstructions, `[B, ...]`: the mean of `p(x|z)` at the encoder's location."""
@@ -213,7 +208,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         """Returns means of `p(x|z)` for `z` drawn from the prior, `[num_samples, ...]`.
 
         Args:
-            num_samples: How many.
+            num_samples: Number of draws.
             seed: As for `log_weights`.
         """
         check_positive_integer("num_samples", num_samples)
@@ -240,7 +235,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         return self.to_latents(self.draw_states(batch, seed, num_samples))
 
     def draw_states(self, batch: Batch, seed: random.Seed, num_samples: int) -> tf.Tensor:
-        """Draws the states that `posterior_sample` gives the latents of, `[S, B, D]`."""
+        """Draws the states, `[S, B, D]`, whose latents `posterior_sample` returns."""
         return self.draw_posterior(self.posterior(batch), num_samples, seed)
 
     def log_weights(
@@ -250,8 +245,8 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
 
         Args:
             x: `[B, ...]`.
-            seed: Integer, or a seed of `tf_mcvae.random` (`random.per_row` gives each row a seed of
-                its own). None takes the next seed of the model.
+            seed: Integer, or a seed of `tf_mcvae.random` (`random.per_row` gives each row its own).
+                None takes the model's next seed.
             num_samples: S; by default the model's.
 
         Returns:
@@ -280,7 +275,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         return iwae(log_weights)
 
     def _batch(self, x: Any) -> Batch:
-        """Checks what a user hands over (values only outside a graph), building if need be."""
+        """Checks examples, their values only outside a graph, and builds the model if needed."""
         if tf.is_tensor(x) and not hasattr(x, "numpy"):
             self.require_built()
             check_floats(x.dtype)
@@ -295,7 +290,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
             return seed
         if not tf.executing_eagerly():
             raise ValueError(
-                "Inside a tf.function a `seed` must be given, or every call would draw the same. "
+                "Inside a tf.function, pass a `seed`; without one every call would draw the same. "
                 "Received: seed=None"
             )
         self._num_calls += 1
@@ -318,7 +313,9 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> Self:
         """Makes a model from `get_config`'s result."""
         restored = {
             name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)

@@ -1,4 +1,4 @@
-"""What the models know of the examples of one step."""
+"""The examples of one step."""
 
 from typing import Any, NamedTuple, Self, TypeAlias
 
@@ -11,8 +11,6 @@ Array: TypeAlias = np.ndarray[Any, Any] | tf.Tensor
 
 class Batch(NamedTuple):
     """The examples of one step.
-
-    It is made in one place from what Keras hands over; everything inside takes a batch.
 
     Attributes:
         x: `[B, ...]`.

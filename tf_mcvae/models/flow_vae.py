@@ -20,13 +20,13 @@ FlowName = Literal["realnvp", "iaf", "bnaf"]
 class FlowVAE(MonteCarloVAE):
     """Variational auto-encoder with a normalising flow after the encoder.
 
-    With `q(u|x) = N(loc(x), diag(scale(x)^2))` the posterior is that of `z = T(u)`, the flow T
-    being the same for all x. Trained on the evidence lower bound,
+    The posterior is the distribution of `z = T(u)` with `u ~ q(u|x) = N(loc(x), diag(scale(x)^2))`
+    and a flow T that is the same for all x. The model is trained on the evidence lower bound,
 
         ELBO = E_q[log p(x, T(u)) + log |det T'(u)| - log q(u|x)],
 
-    the expectation being the mean over S draws. `encode`, `draw_posterior` and `path` are those of
-    u, the base space, in which chains run; `posterior_sample` and `reconstruct` are after the flow.
+    with the mean over S draws as the expectation. `encode`, `draw_posterior` and `path` are those
+    of u, in the base space, where chains run; `posterior_sample` and `reconstruct` apply the flow.
 
     Args:
         encoder: Maps `x [B, ...]` to `[B, 2 D]`, location and log variance of u.

@@ -1,4 +1,4 @@
-"""The generative model `p(z) p(x|z)`: prior, decoder and likelihood in one object."""
+"""The generative model: prior, decoder and likelihood in one object."""
 
 from collections.abc import Callable, Sequence
 
@@ -64,7 +64,7 @@ class GenerativeModel:
     def sample(
         self, num_samples: int, latent_dim: int, seed: random.Seed, event_ndims: int
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draws `x [num_samples, *event]` and the latents that they come from, `[..., D]`."""
+        """Draws `x [num_samples, *event]` and their latents `[num_samples, D]`."""
         latent_seed, x_seed = random.split(seed)
         z = self.prior.sample([1, num_samples, latent_dim], latent_seed)
         x = self.likelihood.sample(self.parameters(z), x_seed, event_ndims=event_ndims)
@@ -72,11 +72,11 @@ class GenerativeModel:
 
 
 def recomputing(path: AnnealedPath, variables: Sequence[keras.Variable]) -> AnnealedPath:
-    """Returns a path whose target is computed again in the backward pass.
+    """Returns a path whose backward pass recomputes the target's activations.
 
     Args:
         path: A path.
-        variables: All variables with a gradient that its target depends on.
+        variables: All variables of the target that have a gradient.
     """
 
     def target_log_prob(state: tf.Tensor, *values: tf.Tensor) -> tf.Tensor:

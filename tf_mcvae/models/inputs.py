@@ -21,16 +21,17 @@ def check_inputs(
 
     Args:
         x: Array, `tf.data.Dataset`, `keras.utils.PyDataset`, or generator of batches.
-        likelihood: Says which values are possible.
-        known: Shape of one example, or None while the model has none.
+        likelihood: The likelihood, which has a support.
+        known: Shape of one example, or None before the model is built.
 
     Returns:
-        What to read in place of `x`, and the shape of one example; None for a generator, whose
-        batches are not seen before they are read.
+        The data to read instead of `x`, and the shape of one example; None for a generator, which
+        cannot be read in advance.
 
     Raises:
-        TypeError: If the examples are integers, or neither an array nor a data set.
-        ValueError: If there are none, their shape is wrong, or a value is impossible.
+        TypeError: If the examples are not floating-point numbers, or not in one of these forms.
+        ValueError: If there are no examples, their shape is wrong, or a value is not finite or not
+            in the likelihood's support.
     """
     if x is None or isinstance(x, list | tuple | dict):
         raise TypeError(
@@ -49,23 +50,13 @@ def check_inputs(
 
 
 def check_floats(dtype: tf.DType) -> None:
-    """Raises unless examples of a data set or a graph have a floating-point `dtype`."""
+    """Raises unless `dtype` is floating-point."""
     if not dtype.is_floating:
         raise TypeError(f"{_FLOATS} Received: tensors of {dtype.name}")
 
 
 def check_images(x: Any, likelihood: Likelihood, event_shape: tuple[int, ...] | None) -> None:
-    """Raises unless `x` holds examples that the model can be given.
-
-    Args:
-        x: Array or eager tensor `[B, ...]`.
-        likelihood: Says which values are possible.
-        event_shape: Shape of one example, or None while the model has none.
-
-    Raises:
-        TypeError: If the values are not floating-point numbers.
-        ValueError: If there are no examples, their shape is wrong, or a value is impossible.
-    """
+    """Checks an array or eager tensor `[B, ...]`; see `check_inputs`."""
     array = np.asarray(x)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise TypeError(f"{_FLOATS} Received: an array of {array.dtype}")
@@ -83,21 +74,11 @@ def check_images(x: Any, likelihood: Likelihood, event_shape: tuple[int, ...] | 
 def check_dataset(
     dataset: tf.data.Dataset, likelihood: Likelihood, event_shape: tuple[int, ...] | None
 ) -> tuple[tf.data.Dataset, tuple[int, ...]]:
-    """Checks the specification of a data set, and has the values checked as they are read.
+    """Checks the specification of a data set of `x`, `(x, y)` or `(x, y, sample_weight)`.
 
-    Args:
-        dataset: Batches of `x`, `(x, y)` or `(x, y, sample_weight)`.
-        likelihood: Says which values are possible.
-        event_shape: Shape of one example, or None while the model has none.
-
-    Returns:
-        The data set to read in place of `dataset`, and the shape of one example. Reading raises
-        `tf.errors.InvalidArgumentError` at the first batch with an impossible value, of which
-        `checks.plain_errors` makes a `ValueError`.
-
-    Raises:
-        TypeError: If the elements are not such batches, or not of floating-point numbers.
-        ValueError: If there are no batches, or their shape is wrong.
+    Values are checked when the returned data set is read: it raises
+    `tf.errors.InvalidArgumentError` at the first batch with an impossible value, which
+    `checks.plain_errors` turns into a `ValueError`. For the rest see `check_inputs`.
     """
     spec = keras.utils.unpack_x_y_sample_weight(dataset.element_spec)[0]
     if not isinstance(spec, tf.TensorSpec):
@@ -121,7 +102,7 @@ def check_dataset(
 
 
 def check_not_empty(results: Any) -> None:
-    """Raises if Keras returned no metrics, as it does after data without a single batch."""
+    """Raises if Keras returned no metrics, as it does if the data have no batch."""
     if not results:
         raise ValueError(
             "The data must give at least one batch. Received: data without examples, or fewer than "
@@ -130,7 +111,7 @@ def check_not_empty(results: Any) -> None:
 
 
 def _check_shape(shape: tf.TensorShape, event_shape: tuple[int, ...] | None) -> None:
-    """Raises unless `shape` is that of a batch of examples, and of the model's."""
+    """Raises unless `shape` is that of a batch of examples for the model."""
     if (shape.rank or 2) < 2 or (shape.rank and 0 in shape):
         raise ValueError(
             "Examples must have the shape [B, ...] with at least one example. "
@@ -149,8 +130,8 @@ def _check_shape(shape: tf.TensorShape, event_shape: tuple[int, ...] | None) -> 
 
 
 def _assert_support(x: tf.Tensor, likelihood: Likelihood) -> None:
-    """Makes reading a batch fail, in the graph, if a value is impossible."""
-    # Outside the training step: XLA would drop the assertion there.
+    """Adds an assertion that values are possible to the graph of a data set."""
+    # XLA would drop the assertion in a training step.
     possible = tf.reduce_all(tf.math.is_finite(x) & likelihood.in_support(x))
     values = tf.cast(x, tf.float32)
     message = tf.strings.format(

@@ -25,8 +25,8 @@ class IWAE(MonteCarloVAE):
         likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
         num_samples: S.
         gradient: The encoder's gradient estimator: `"plain"`; `"stl"`, sticking the landing
-            (Roeder et al., arXiv 1703.09194), which leaves out the score term and is biased for
-            S > 1; or `"dreg"`, doubly reparameterised, unbiased and of lower variance.
+            (Roeder et al., arXiv 1703.09194), which omits the score term and is biased for S > 1;
+            or `"dreg"`, doubly reparameterised, which is unbiased and has a lower variance.
         seed: Integer from which all random numbers are drawn.
         name: Name of the model.
         trainable: Whether the weights are trained.

@@ -21,7 +21,7 @@ from tf_mcvae.objectives.bounds import iwae
 
 
 class Features(NamedTuple):
-    """What learned drifts and reverse kernels know of the examples.
+    """Features of the examples for learned drifts and reverse kernels.
 
     Attributes:
         x: `[B, ...]`.
@@ -57,10 +57,10 @@ class LMCVAE(AnnealedVAE):
             keep them: less memory at large K, for longer training steps.
         skip_threshold: Proposals whose Metropolis-Hastings probability is at most this are undone.
             **Biased**: above 0 the weights no longer average to `p(x)`.
-        learned_drift: Whether networks give the drifts in place of the scores, both ways; or a
-            `LearnedDrift` layer. The loss then has the drift-matching term
-            `sum_k |drift_k - score_{b_k}|^2` in addition to the bound, which stays a bound.
-        learned_reverse: Whether networks give the kernels that run backwards; or a
+        learned_drift: Whether networks replace the scores as drifts, forwards and backwards; or a
+            `LearnedDrift` layer. The loss then adds the drift-matching term
+            `sum_k |drift_k - score_{b_k}|^2` to minus the bound, which remains a bound.
+        learned_reverse: Whether networks define the kernels that run backwards; or a
             `LearnedReverse` layer.
         seed: Integer from which all random numbers are drawn.
         name: Name of the model.
@@ -131,12 +131,12 @@ class LMCVAE(AnnealedVAE):
         self.reverse_kernel = _layer_or_none("learned_reverse", learned_reverse, LearnedReverse)
         if self.reverse_kernel is not None and not np.all(self.step_size.initial > 0):
             raise ValueError(
-                "A learned reverse kernel needs step sizes above 0, as the density of the "
-                f"transition enters the weight. Received: {self.step_size.initial!r}"
+                "A learned reverse kernel needs step sizes above 0, as the weight has the density "
+                f"of the transition. Received: {self.step_size.initial!r}"
             )
 
     def metric_names(self) -> tuple[str, ...]:
-        """With a learned drift, its squared distance from the score too."""
+        """Adds the squared distance of a learned drift from the score."""
         return (*super().metric_names(), *(() if self.drift is None else ("drift_error",)))
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -171,7 +171,7 @@ class LMCVAE(AnnealedVAE):
         return Drift(shift / place.step_size, log_variance)
 
     def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
-        """Evaluates the bound, and the drift-matching loss if there is one, on a batch."""
+        """Evaluates the bound and, with a learned drift, the drift-matching loss on a batch."""
         run = self.run_transitions(batch, seed, self.num_samples, training)
         bound, metrics = iwae(run.log_weights), self.transition_metrics(run.trace)
         if self.drift is None:
@@ -194,7 +194,7 @@ class LMCVAE(AnnealedVAE):
 
 
 def _layer_or_none(name: str, given: bool | keras.Layer, layer: type[keras.Layer]) -> Any:
-    """Returns the layer given, a new one for True, None for False."""
+    """Returns the given layer, a new one for True, or None for False."""
     if isinstance(given, layer):
         return given
     if not isinstance(given, bool):

@@ -10,8 +10,8 @@ from tf_mcvae.models.base import MonteCarloVAE
 def load_model(path: str | os.PathLike[str]) -> MonteCarloVAE:
     """Loads a model that `model.save("x.keras")` wrote.
 
-    `keras.models.load_model` reads the same files, once this package is imported; its errors about
-    damaged ones are hard to understand.
+    `keras.models.load_model` reads the same files if this package is imported, but its errors for
+    damaged files are hard to understand.
 
     Args:
         path: A `.keras` file.
@@ -27,10 +27,10 @@ def load_model(path: str | os.PathLike[str]) -> MonteCarloVAE:
         raise ValueError(f"There is no such file. Received: {os.fspath(path)!r}")
     try:
         model = keras.models.load_model(path)
-    except Exception as error:  # Its type depends on where a file is cut off.
+    except Exception as error:  # Its type depends on where the file is damaged.
         raise ValueError(
-            "The file is damaged, or a later version of tf_mcvae or Keras than the installed "
-            f"(Keras {keras.__version__}) wrote it ({type(error).__name__}). Upgrade them, or save "
+            "The file is damaged, or was written by a later version of tf_mcvae or Keras than the "
+            f"installed (Keras {keras.__version__}; {type(error).__name__}). Upgrade them, or save "
             f"the model again. Received: {os.fspath(path)!r}"
         ) from error
     if not isinstance(model, MonteCarloVAE):

@@ -1,4 +1,4 @@
-"""What is kept of each transition, for losses, metrics and step-size rules."""
+"""Statistics of transitions, for losses, metrics and step-size rules."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from tf_mcvae.kernels import TransitionResults
 
 
 class TransitionStatistics(NamedTuple):
-    """What is kept of each transition.
+    """Statistics of transitions, stacked over K.
 
     Attributes:
         is_accepted: `[K, S, B]`.
         log_choice_prob: `[K, S, B]`.
         score_mean: Mean over S and B of the score before the transition, `[K, D]`.
-        score_std: Its standard deviation over S and B, `[K, D]`.
-        drift_error: `[K, S, B]`; 0 where the drift is the score.
+        score_std: Standard deviation of that score over S and B, `[K, D]`.
+        drift_error: `[K, S, B]`; 0 if the drift is the score.
     """
 
     is_accepted: tf.Tensor
@@ -37,7 +37,7 @@ class TransitionStatistics(NamedTuple):
         return tf.cast(tf.size(self.is_accepted[0]), tf.float32)
 
     def scatter(self, mean: tf.Tensor) -> tf.Tensor:
-        """Sum of the score's squared distances from `mean [K, D]`, `[K, D]`; 0 of no states."""
+        """Returns the sum of the score's squared distances from `mean`, `[K, D]`; 0 if empty."""
         around_own = tf.math.multiply_no_nan(
             tf.square(self.score_std), tf.nn.relu(self.count - 1.0)
         )
@@ -45,7 +45,7 @@ class TransitionStatistics(NamedTuple):
 
 
 def trace_statistics(state: tf.Tensor, results: TransitionResults) -> TransitionStatistics:
-    """Traces what the losses, the metrics and the step-size rules need of a transition."""
+    """Returns the statistics of one transition, without the axis K."""
     del state
     score = tf.stop_gradient(results.diagnostics["score"])
     count = tf.cast(tf.size(results.log_ratio), score.dtype)
@@ -58,11 +58,10 @@ def trace_statistics(state: tf.Tensor, results: TransitionResults) -> Transition
 
 
 def pool_statistics(parts: Sequence[TransitionStatistics]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns acceptance and spread of the score over the whole batch, `[K]` and `[K, D]`.
+    """Returns the acceptance `[K]` and the score's standard deviation `[K, D]` of the whole batch.
 
     Args:
-        parts: The statistics of the batch's parts; on several replicas of the replica's, and the
-            results are those of all replicas.
+        parts: Statistics of the batch's parts on this replica; the results are of all replicas.
     """
     if is_whole(parts):
         return parts[0].acceptance, parts[0].score_std

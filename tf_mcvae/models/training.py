@@ -1,9 +1,8 @@
-"""Keras' training loop for the models: its entry points, one step of it, and what it shows.
+"""The models' training loop: Keras' entry points, the steps, and the metrics.
 
-On several replicas, and on a CPU whose cores share a batch, a step gives what one device gives on
-the whole batch: the gradients are those of the mean over the whole batch, its norm is that of their
-sum, and means over a batch are over the whole one. Each example's random numbers belong to its
-number in the batch, however the batch is divided.
+Several replicas, or cores of a CPU that share a batch, give the results of one device on the whole
+batch: losses, gradients, gradient norms and metrics are those of the whole batch, and the random
+numbers of an example depend only on its number in the batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from tf_mcvae.models.inputs import check_not_empty
 from tf_mcvae.models.updates import Updates
 from tf_mcvae.performance.plan import ExecutionPlan, JitCompile, jit_for_keras, plan_execution
 
-# Keras before 3.15 returned means over all batches since the last epoch from `train_on_batch`.
+# Before Keras 3.15, `train_on_batch` returned means over all batches since the last epoch.
 _KEEPS_METRICS = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15)
 
 # The streams of random numbers that a model draws from its one seed.
@@ -30,11 +29,11 @@ class Estimate(NamedTuple):
     """One evaluation of a model's objective on a batch.
 
     Attributes:
-        loss: What is minimised, `[B]`; its gradient is the estimator, its value may not be a bound.
+        loss: The loss to minimise, `[B]`; its value need not be minus a bound.
         bound: The bound on `log p(x)` in nats, `[B]`.
-        metrics: Further scalars to show while training, by name; means over the batch.
-        adaptation: Statistics that step-size rules need; None where nothing adapts. For a batch in
-            parts a tuple, the statistics of each part.
+        metrics: Further metrics by name, means over the batch.
+        adaptation: Statistics for step-size rules, or None; for a whole batch, a tuple of those of
+            its parts.
     """
 
     loss: tf.Tensor
@@ -46,18 +45,18 @@ class Estimate(NamedTuple):
 class TrainedModel(keras.Model):
     """A model with an `estimate` of its objective, trained and evaluated as Keras does.
 
-    Keras trains without complaint on integers, on NaN and on nothing at all; examples are checked
-    before Keras has them. A model that is only built by its first step would lose its optimizer's
-    state when it is saved and loaded; it is built from the examples' shape.
+    Examples are checked before Keras reads them, since Keras trains on integers, NaN and empty data
+    without an error. The model is built from their shape: a model that its first step builds would
+    lose the optimizer's state when it is saved and loaded.
 
-    A subclass defines `estimate`, `check_inputs`, `members`, and where they apply `metric_names`
-    and `adapt`.
+    A subclass defines `estimate`, `check_inputs`, `members`, and if they apply `metric_names` and
+    `adapt`.
 
     Attributes:
         seed: Integer from which all random numbers are drawn.
         event_shape: Shape of one example, once the model is built.
-        is_distributed: Whether it was made inside `strategy.scope()`.
-        jit_requested: `jit_compile` as `compile` was given it; Keras keeps its own reading of it.
+        is_distributed: Whether the model was made inside `strategy.scope()`.
+        jit_requested: The argument `jit_compile` of `compile`, which Keras does not keep as given.
     """
 
     seed: int
@@ -70,31 +69,31 @@ class TrainedModel(keras.Model):
     ) -> None:
         super().__init__(name=name, trainable=trainable, dtype=dtype)
         self.is_distributed = distribute.is_distributed()
-        # Training steps, and the batches of one evaluation: random numbers depend on these counts
-        # and on the seed alone.
+        # Random numbers depend only on the seed and these counts, of training steps and of the
+        # batches of one evaluation.
         self.step = self.add_counter("step")
         self.test_step_counter = self.add_counter("test_step")
         self._trackers: dict[str, keras.metrics.Mean] = {}
         self._updates = Updates(self)
 
     def add_counter(self, name: str) -> keras.Variable:
-        """Makes an integer weight that is saved with the model, and not trained."""
+        """Adds an integer weight that is saved with the model, and not trained."""
         return self.add_weight(
             shape=(), dtype="int32", initializer="zeros", trainable=False, name=name
         )
 
-    # What a subclass defines.
+    # Defined by subclasses.
 
     def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
         """Evaluates the objective on a batch."""
         raise NotImplementedError
 
     def check_inputs(self, x: Any) -> Any:
-        """Checks examples, builds the model from their shape, and returns what to read for them."""
+        """Checks examples, builds the model from their shape, and returns the data to read."""
         raise NotImplementedError
 
     def members(self) -> Sequence[keras.Layer]:
-        """Returns the layers that say for themselves how they are executed best."""
+        """Returns the layers that decide how a step is executed; see `performance.plan`."""
         raise NotImplementedError
 
     def metric_names(self) -> tuple[str, ...]:
@@ -102,10 +101,10 @@ class TrainedModel(keras.Model):
         return ()
 
     def adapt(self, parts: Sequence[Any]) -> None:
-        """Changes adapted quantities after a training step, by what the batch's parts report."""
+        """Updates adapted quantities after a training step, from `Estimate.adaptation`."""
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Notes the shape of an example, and makes the metrics."""
+        """Keeps the shape of an example, and makes the metrics."""
         if not self._trackers:
             names = ("loss", "bound", *self.metric_names())
             self._trackers = {name: distribute.WholeBatchMean(name=name) for name in names}
@@ -113,7 +112,7 @@ class TrainedModel(keras.Model):
         self.built = True
 
     def require_built(self) -> None:
-        """Raises unless the model has its shapes."""
+        """Raises if the model is not built."""
         if not self.built:
             raise ValueError(
                 "The model has no shapes yet: call `model.build((None, *image_shape))`, or `fit`. "
@@ -132,21 +131,20 @@ class TrainedModel(keras.Model):
 
         Args:
             optimizer: A Keras optimizer or its name; its `global_clipnorm` clips the gradient.
-            skip_gradient_norm: An update whose gradient does not have a global norm below this
-                (before any clipping) is left out: weights and optimizer stay as they are. None
-                leaves out no update.
+            skip_gradient_norm: Skips an update unless the global norm of its gradient, before
+                clipping, is below this; weights and optimizer then do not change. None applies
+                every update.
             **kwargs: Further arguments of `keras.Model.compile`. With `jit_compile="auto"`, the
                 default, XLA also compiles training on a CPU where that is faster: for models with
-                transitions, with this package's dense networks, activations and likelihoods. A
-                class of yours takes part if its own body says `suits_xla = True`.
+                transitions, with this package's dense networks, activations and likelihoods. Your
+                own classes are included if their class body sets `suits_xla = True`.
 
         Raises:
-            ValueError: If a loss or metrics are given, which would have no effect, or the norm is
-                not positive.
+            ValueError: If a loss or metrics are given, or the norm is not positive.
         """
         if skip_gradient_norm is not None and not skip_gradient_norm > 0:
             raise ValueError(
-                "`skip_gradient_norm` must be above 0, or None to leave out no update. "
+                "`skip_gradient_norm` must be above 0, or None to apply every update. "
                 f"Received: skip_gradient_norm={skip_gradient_norm!r}"
             )
         names = ("loss", "loss_weights", "metrics", "weighted_metrics")
@@ -179,9 +177,9 @@ class TrainedModel(keras.Model):
                 self.optimizer.build(self.trainable_variables)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Makes the function of a training step; as Keras does, with the optimizer's variables.
+        """Makes the function of a training step as Keras does, after building the optimizer.
 
-        A step that made them would be traced a second time without, for as long again.
+        TensorFlow would trace a step that makes variables twice.
         """
         if not self.optimizer.built:
             with distribute.scope_of(self):
@@ -192,7 +190,7 @@ class TrainedModel(keras.Model):
         """Trains the model; as `keras.Model.fit`."""
         x = self.check_inputs(x)
         if isinstance(x, tf.data.Dataset):
-            kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle one.
+            kwargs.setdefault("shuffle", False)  # Keras warns that it cannot shuffle one.
         if kwargs.get("validation_data") is not None:
             held_out, *rest = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
             kwargs["validation_data"] = (self.check_inputs(held_out), *rest)
@@ -203,12 +201,11 @@ class TrainedModel(keras.Model):
         return history
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Returns the mean loss and bound on held-out data; as `keras.Model.evaluate`.
+        """Returns the mean loss, bound and other metrics; as `keras.Model.evaluate`.
 
-        The random numbers are the same at every call, so that epochs and checkpoints are compared
-        on equal draws.
+        Every call draws the same random numbers, so that epochs and checkpoints are comparable.
         """
-        if not kwargs.get("_use_cached_eval_dataset"):  # Within `fit`, which has checked it.
+        if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked it.
             x = self.check_inputs(x)
         self.test_step_counter.assign(0)
         self._evaluating = True
@@ -237,7 +234,7 @@ class TrainedModel(keras.Model):
         return keras.tree.map_structure(float, result)  # Before Keras 3.14, arrays.
 
     def _check_batch(self, x: Any) -> Any:
-        """Checks a batch whose metrics Keras is about to return."""
+        """Checks a batch, and resets metrics that Keras would average with earlier batches."""
         if _KEEPS_METRICS:
             self.reset_metrics()
         return self.check_inputs(x)
@@ -249,7 +246,7 @@ class TrainedModel(keras.Model):
     # The steps.
 
     def execution_plan(self, training: bool) -> ExecutionPlan:
-        """Returns how a step is executed from now on, which depends on what is trained now."""
+        """Returns the plan for a step with the variables that are trainable now."""
         return plan_execution(
             training=training,
             jit_compile=self.jit_requested,
@@ -260,7 +257,7 @@ class TrainedModel(keras.Model):
         )
 
     def step_seed(self, stream: int, counter: keras.Variable) -> tf.Tensor:
-        """Returns the seed of a step, for the batch's first row."""
+        """Returns the seed of a step."""
         seed = random.fold_in(random.as_seed(self.seed), stream)
         return random.fold_in(seed, tf.convert_to_tensor(counter))
 
@@ -284,7 +281,7 @@ class TrainedModel(keras.Model):
         return distribute.logs_of_step({**self._track(estimate, batch.weight), **updates})
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        """Evaluates a batch. Nothing is learned or adapted, and the same call draws the same."""
+        """Evaluates a batch. Nothing is learned or adapted."""
         batch = Batch.of(data)
         share = distribute.share_of_batch(tf.shape(batch.x)[0])
         seed = self.step_seed(TEST_STREAM, self.test_step_counter)
@@ -306,24 +303,23 @@ class TrainedModel(keras.Model):
     def _differentiate(
         self, batch: Batch, seed: random.Seed, total: tf.Tensor
     ) -> tuple[Estimate, list[Any]]:
-        """Returns the estimate, and what it adds to the gradient of the whole batch's loss.
+        """Returns the estimate, and its part of the gradient of the whole batch's loss.
 
-        The loss is averaged over the batch as Keras does: the sum of weighted values over their
-        number.
+        As in Keras, that loss is the sum of the weighted values, divided by their number.
 
         Args:
             batch: A part of the batch.
             seed: A seed for its rows.
-            total: The whole batch's number of examples.
+            total: Number of examples in the whole batch.
         """
         with tf.GradientTape() as tape:
             estimate = self.estimate(batch, seed, training=True)
             values = estimate.loss
             size = tf.cast(tf.size(values), total.dtype)
             if batch.weight is not None:
-                # A weight of shape [B, 1] would be multiplied with each example's value.
+                # Weights of shape [B, 1] would broadcast to [B, B].
                 values *= tf.reshape(tf.cast(batch.weight, values.dtype), tf.shape(values))
-            # Every part adds its share of the losses of the weights, which are the same for all.
+            # `self.losses`, penalties on weights, are the same for all parts: each adds its share.
             loss = (tf.reduce_sum(values) + size * sum(self.losses)) / total
             objective = self.optimizer.scale_loss(loss)
         variables = [variable.value for variable in self.trainable_variables]
@@ -334,8 +330,7 @@ class TrainedModel(keras.Model):
     def _track(self, estimate: Estimate, weight: tf.Tensor | None) -> dict[str, Any]:
         """Updates the metrics.
 
-        Loss and bound are averaged over examples, whatever the batches' sizes, the others over
-        batches.
+        Loss and bound are averaged over examples, the others over batches.
         """
         examples = {"loss": estimate.loss, "bound": estimate.bound}
         examples, weight = distribute.whole_batch(examples, weight)
@@ -347,28 +342,28 @@ class TrainedModel(keras.Model):
 
     @property
     def metrics(self) -> list[keras.Metric]:
-        """The metrics that are shown; in an evaluation, those of the objective only."""
-        # Without Keras' own loss tracker, which would be a second, empty `loss`.
+        """The metrics to show; in an evaluation, without those of updates."""
+        # Keras' own loss tracker would be a second, empty `loss`.
         updates = [] if self._evaluating else self._updates.metrics
         return [*self._trackers.values(), *updates]
 
-    # Private names of Keras, which has no public way for these.
+    # Private methods of Keras, where it has no public ones.
 
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
-        # Under a strategy Keras would read a batch, which a shuffled data set counts as an epoch.
+        # Keras would read a batch under a strategy, which a shuffled data set counts as an epoch.
         if not self.is_distributed:
             super()._maybe_symbolic_build(*args, **kwargs)
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
-        # What Keras shows at the end of an epoch and of an evaluation: from several workers the
-        # logs of a step have only the loss.
+        # What Keras shows after an epoch or an evaluation. On several workers, the logs of a step
+        # have only the loss.
         if not self.is_distributed:
             return super()._get_metrics_result_or_logs(logs)
         return self.get_metrics_result()
 
 
 def _joined(parts: Sequence[Estimate]) -> Estimate:
-    """Returns the estimate of a batch from those of its parts, its metrics over all replicas."""
+    """Joins the estimates of a batch's parts; metrics are of all replicas."""
     sizes = [tf.cast(tf.size(part.loss), tf.float32) for part in parts]
     return Estimate(
         tf.concat([part.loss for part in parts], axis=0),

@@ -1,6 +1,4 @@
-"""The update of a training step: gradients are clipped, skipped or applied, and counted."""
-
-from typing import Any
+"""The update of a training step: gradients are applied or skipped, and counted."""
 
 import keras
 import tensorflow as tf
@@ -9,13 +7,13 @@ from tf_mcvae import distribute
 
 
 class Updates:
-    """Applies gradients to a model, and counts what is done to them.
+    """Applies gradients to a model, and counts clipped and skipped updates.
 
     Args:
         model: A Keras model with a `skip_gradient_norm`, once it is compiled.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: keras.Model) -> None:
         self._model = model
         self._norm = distribute.WholeBatchMean(name="grad_norm")
         self._clipped = distribute.WholeBatchSum(name="clipped")
@@ -23,7 +21,7 @@ class Updates:
 
     @property
     def metrics(self) -> list[keras.Metric]:
-        """The gradient's norm, and the numbers of clipped and skipped updates where any can be."""
+        """The gradient's norm, and the numbers of clipped and skipped updates if any can be."""
         if not self._model.compiled:
             return [self._norm]
         clipped = [self._clipped] if self._clip_norm() is not None else []
@@ -33,7 +31,7 @@ class Updates:
     def apply(self, gradients: list[tf.Tensor | None]) -> None:
         """Applies the gradients of the whole batch, unless their norm is too large."""
         optimizer, variables = self._model.optimizer, self._model.trainable_variables
-        # What Keras multiplies the loss with in mixed float16; 1 in other policies.
+        # The factor of the loss in mixed float16; 1 with other policies.
         scale = optimizer.scale_loss(tf.ones([]))
         norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients if g is not None])
         norm /= scale
@@ -53,5 +51,5 @@ class Updates:
         distribute.update_if(is_small, apply, [*variables, *optimizer.variables])
 
     def _clip_norm(self) -> float | None:
-        """Returns the norm to which the optimizer clips, if it does."""
+        """Returns the global norm to which the optimizer clips, or None."""
         return getattr(distribute.inner_optimizer(self._model.optimizer), "global_clipnorm", None)

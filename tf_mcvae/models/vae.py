@@ -14,11 +14,10 @@ from tf_mcvae.objectives.bounds import elbo
 class VAE(MonteCarloVAE):
     """Variational auto-encoder.
 
-    Trained on the evidence lower bound, with the Kullback-Leibler divergence in closed form,
+    It is trained on the evidence lower bound, with the Kullback-Leibler divergence in closed form
+    and the mean over S draws as the expectation,
 
-        ELBO = E_q[log p(x|z)] - KL(q(z|x) || N(0, I)),
-
-    the expectation being the mean over S draws.
+        ELBO = E_q[log p(x|z)] - KL(q(z|x) || N(0, I)).
 
     Args:
         encoder: Maps `x [B, ...]` to `[B, 2 D]`, location and log variance.

@@ -1,1 +1,1 @@
-"""From a path and its kernels to log weights, and from log weights to bounds and losses."""
+"""The loop over transitions, which gives log weights; bounds and losses from log weights."""

@@ -1,14 +1,14 @@
-"""Annealed importance sampling: the loop over transitions of all bounds and evaluations.
+"""Annealed importance sampling: the loop over transitions, for all bounds and evaluations.
 
-From `z_0 ~ q` the chain makes K transitions, each with a kernel of its own; the log weight is
+From `z_0 ~ q` a chain makes K transitions, each with its own kernel; the log weight is
 
     log w = log p(x, z_K) - log q(z_0) + sum_k log_ratio_k,
 
-with each kernel's `log_ratio`, the log of its backward over its forward density. For unadjusted
-Langevin this is sequential importance sampling (the bound of L-MCVAE). For a calibrated kernel
-`log_ratio_k = log pi_{b_k}(z_{k-1}) - log pi_{b_k}(z_k)`, and the sum is Neal's annealed importance
-sampling, `sum_k (b_{k+1} - b_k) (log p(x, z_k) - log q(z_k))` (the bound of A-MCVAE). Either way
-`E[w] = p(x)`.
+where `log_ratio_k` is the log of the backward over the forward density of transition k. For
+unadjusted Langevin this is sequential importance sampling (the bound of L-MCVAE). For a calibrated
+kernel `log_ratio_k = log pi_{b_k}(z_{k-1}) - log pi_{b_k}(z_k)`, and `log w` is that of annealed
+importance sampling, `sum_k (b_{k+1} - b_k) (log p(x, z_k) - log q(z_k))` (the bound of A-MCVAE).
+Either way `E[w] = p(x)`.
 """
 
 from collections.abc import Callable
@@ -55,26 +55,21 @@ def annealed_importance_sampling(
     final_log_prob_fn: LogProbFn | None = None,
     trace_fn: TraceFn = trace_acceptance,
 ) -> AnnealedSamples:
-    """Runs K transitions from `initial_state` and weighs the last state.
+    """Runs K transitions from `initial_state` and computes the log weights.
 
-    The loop is a `tf.while_loop` with a static maximum, so that its gradient compiles and its
-    graph does not grow with K. It evaluates the path's endpoints once per state: K + 1 times for
-    kernels that take one gradient.
+    The loop is a `tf.while_loop` with a static maximum, so that XLA compiles its gradient and its
+    graph does not grow with K. Kernels that take one gradient evaluate the endpoints K + 1 times.
 
     Args:
-        path: From the density that `initial_state` was drawn from to the target.
+        path: The path from the density of `initial_state` to the target.
         initial_state: `z_0`, `[S, B, D]`.
-        kernel_fn: Maps the number k = 0, ..., K - 1 of a transition (a scalar tensor) and the
-            results of the transition before (None for the start) to the transition's kernel.
+        kernel_fn: Returns the kernel of a transition, given its number k = 0, ..., K - 1 (a scalar
+            tensor) and the results of the previous transition (None before the first).
         num_transitions: K, a positive Python integer.
         seed: A seed.
-        final_log_prob_fn: The density that the last state is weighed with, where it is not the
-            path's target (a cloned decoder).
+        final_log_prob_fn: `log p(x, z_K)` of the weight; None for the path's target.
         trace_fn: Called with the state and the results after each transition, as in `tfp.mcmc`;
             the tensors it returns are stacked.
-
-    Returns:
-        `AnnealedSamples`.
 
     Reference:
         Neal, Annealed Importance Sampling (2001); Thin et al., Monte Carlo Variational
@@ -83,7 +78,7 @@ def annealed_importance_sampling(
     start = _hide_num_samples(initial_state)
     results = kernel_fn(tf.constant(0), None).bootstrap_results(start)
     log_q = results.endpoints.log_q
-    # The results before the first transition have the shapes of those after each.
+    # The results of each transition have the same shapes.
     example = trace_fn(start, results)
 
     def body(
@@ -108,7 +103,7 @@ def annealed_importance_sampling(
     log_p = final_log_prob_fn(state) if final_log_prob_fn else results.endpoints.log_p
     trace = tf.nest.pack_sequence_as(example, [array.stack() for array in arrays])
     log_weights = log_p - log_q + log_ratios
-    # Outside the graph's view of the loop, all sizes are known again.
+    # The loop has hidden the sizes that are known outside it.
     state.set_shape(initial_state.shape)
     log_weights.set_shape(initial_state.shape[: log_weights.shape.rank])
     return AnnealedSamples(initial_state, state, log_weights, trace)
@@ -116,7 +111,7 @@ def annealed_importance_sampling(
 
 def _hide_num_samples(state: tf.Tensor) -> tf.Tensor:
     """Returns `state [S, B, D]` as a tensor whose S a graph does not know (XLA does)."""
-    # Where a graph knows all sizes and its loop holds more than some 200 MB, TensorFlow turns sums
-    # in the loop's gradient into temporary variables; it leaves some of them behind, and the next
-    # step ends with an AlreadyExistsError (tensorflow issue 23780).
+    # If a graph knows all sizes and its loop holds more than some 200 MB, TensorFlow turns sums in
+    # the loop's gradient into temporary variables. It does not destroy all of them, and the next
+    # step fails with an AlreadyExistsError (tensorflow issue 23780).
     return tf.raw_ops.PlaceholderWithDefault(input=state, shape=[None, *state.shape[1:]])

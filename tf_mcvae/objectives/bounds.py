@@ -1,7 +1,7 @@
 """Bounds on the evidence from log weights `[S, B]`, and losses whose gradients train them.
 
-Every function is pure. A *bound* returns the number; a *loss* returns what to minimise, whose
-gradient is the estimator of minus the bound's gradient, and whose value may be something else.
+Every function is pure. The gradient of a *loss* estimates minus the gradient of the bound; its
+value need not be a bound.
 """
 
 import tensorflow as tf
@@ -45,8 +45,8 @@ def dreg_loss(log_weights: tf.Tensor, state: tf.Tensor, path_score: tf.Tensor) -
     `sum_s v_s d log w_s`, the encoder's `sum_s v_s^2 (d log w_s / d z_s) d z_s`.
 
     Args:
-        log_weights: `[S, B]`, evaluated at `stop_gradient(state)` and with the encoder's parameters
-            stopped, so that only the decoder's gradient runs through it.
+        log_weights: `[S, B]`, with gradients stopped at the state and the encoder's parameters, so
+            that only the decoder's gradient runs through it.
         state: `z = loc + scale * noise`, `[S, B, D]`; the encoder's gradient runs through it.
         path_score: `d log w / d z`, `[S, B, D]`.
 
@@ -68,17 +68,17 @@ def score_function_loss(
 ) -> tf.Tensor:
     """Returns the loss of the annealed bound with accept/reject choices.
 
-    The accept/reject choices depend on the parameters through their probabilities. Their
-    contribution to the gradient is the score-function term with a leave-one-out baseline,
+    The choices depend on the parameters through their probabilities, which adds a score-function
+    term to the gradient. With a leave-one-out baseline, the loss is
 
         loss = -mean_s l_s - c mean_s stop(l_s - mean_{r != s} l_r) log P(choices_s),
 
-    where `l` is the log weight. With S = 1 the baseline is 0.
+    where `l` is the log weight and `c` the coefficient. With S = 1 the baseline is 0.
 
     Args:
         log_weights: `[S, B]`.
-        log_choice_probs: Log-probability of all accepts and rejects of a chain, `[S, B]`.
-        coefficient: `c`: 1 for the unbiased gradient, less while the term is warmed up.
+        log_choice_probs: Log-probability of all choices of a chain, `[S, B]`.
+        coefficient: `c`; 1 gives the unbiased gradient, less warms up the term.
 
     Returns:
         `[B]`. Its gradient estimates that of `-E[mean_s l_s]`; its value is not a bound.
