@@ -1,4 +1,4 @@
-"""The benchmarks compute what they say: counts, the same bounds in all variants, the table."""
+"""The benchmarks: operation counts, equal bounds in all variants, the table of results."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("side", [16, 28])
 def test_counts_are_those_of_the_networks(side):
-    """Of the kernels' sizes and the pixels that each of them runs over."""
+    """The products of the kernels' sizes and the numbers of pixels that they run over."""
     case = Case("VAE", image_size=side)
     model = make_model(case)
     for network, products in (
@@ -38,7 +38,7 @@ def test_counts_are_those_of_the_networks(side):
         assert [inputs * outputs for _, inputs, outputs in products] == [
             np.prod(shape) for shape in kernels
         ]
-    # A pass of each, and of the annealed model the states' scores too.
+    # One pass of each network; training an annealed model adds the scores of the states.
     encoder, decoder = (forward_flops(p(case)) for p in (encoder_products, decoder_products))
     assert minimum_flops(case, training=False) == 100 * (encoder + decoder)
     annealed = Case("L-MCVAE", num_transitions=5, image_size=side)
@@ -46,7 +46,7 @@ def test_counts_are_those_of_the_networks(side):
 
 
 def test_pixels_are_counted_as_tensorflow_does():
-    """TensorFlow's profiler counts every operation; the products are all but a few per cent."""
+    """TensorFlow's profiler counts all operations, of which products are all but a few per cent."""
     case = CASES[0]
     decoder = make_model(case).decoder
     graph = fusing_graph(decoder).get_concrete_function(tf.TensorSpec([1, 64])).graph
@@ -78,7 +78,7 @@ def torch_model(case, model):
 
 
 def flat_channels_last(case, theirs):
-    """Lets PyTorch's linear layers see pixels in the library's order, channels last."""
+    """Gives PyTorch's linear layers the pixels in the library's order, channels last."""
     import torch
 
     side = case.image_size // 8

@@ -63,7 +63,7 @@ def test_suggest():
             lambda: Network.from_config({"units": 3, "unit": 4}),
             "Network has no argument 'unit'. Did you mean 'units'? Received: unit=4",
         ),
-        # One of its own **kwargs, which reaches the constructor that it inherits.
+        # Its **kwargs pass the argument to the inherited constructor.
         (lambda: Loose(facter=2.0), "unexpected keyword argument 'facter'"),
         (lambda: Network(), "missing 1 required positional argument: 'units'"),
     ],

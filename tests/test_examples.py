@@ -1,4 +1,4 @@
-"""The README's code and the docstrings' examples run as they stand."""
+"""The code of the README and of docstrings runs as it is written."""
 
 import doctest
 import importlib
@@ -36,7 +36,7 @@ def test_readme(block, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_compare_runs(tmp_path, monkeypatch, capsys):
-    """Two runs as the example takes them; a run against itself differs by nothing."""
+    """Compares two runs; a run compared with itself does not differ."""
     line = "--epochs 1 --limit_train_batches 2 --no-export --score-examples 10 --iwae-samples 2"
     line += f" --ais-temperatures 3 --output-dir {tmp_path}"
     for model in ("VAE", "IWAE"):
@@ -71,7 +71,7 @@ def test_transfer_learning(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     printed = run_example("transfer_learning.py", capsys)
     frozen, tuned, _ = map(int, re.findall(r"(\d+)%", printed))
-    # Guessing is right for a tenth.
+    # Guesses are right in 10 % of the cases.
     assert min(frozen, tuned) > 60
     assert printed.endswith("answers the same: True\n")
 

@@ -1,4 +1,4 @@
-"""The toy studies: run as a user runs them, their truth, and what they measure with."""
+"""The toy studies as a user runs them, their true values, and their measures."""
 
 import csv
 import importlib
@@ -17,7 +17,7 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 
 def study(name):
-    """A module of the studies' folder, which is no package."""
+    """Imports a module from the studies' folder, which is not a package."""
     sys.path.insert(0, str(EXPERIMENTS))
     try:
         return importlib.import_module(name)
@@ -50,7 +50,7 @@ def test_posterior_ring_as_a_user_runs_it(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(EXPERIMENTS / "posterior_ring.py"), run_name="__main__")
     truth, trained = rows_of(folder / "quick-posterior_ring.csv")
     assert (truth["model"], trained["model"], trained["seed"]) == ("Truth", "L-MCVAE", "0")
-    # Five steps are no training: far from the truth, which is near to itself.
+    # After five steps the model is still far from the truth.
     assert 0.0 < 3 * float(truth["energy_distance"]) < float(trained["energy_distance"])
     assert 0.0 < float(trained["angle_coverage"]) < float(truth["angle_coverage"]) < 1.0
     assert is_png(folder / "quick-posterior_ring.png")
@@ -72,13 +72,13 @@ def test_parameter_recovery_goes_on_where_it_stopped(tmp_path, monkeypatch, caps
     for row in rows:
         alpha, beta, error = (float(row[key]) for key in ("alpha", "beta", "error"))
         np.testing.assert_allclose(error, (alpha - 2 * np.pi) ** 2 + (beta - 2) ** 2, rtol=1e-4)
-        # From exp(2) both have begun to fall.
+        # Both start at exp(2) and decrease.
         assert 6.0 < alpha < np.exp(2.0)
         assert 6.0 < beta < np.exp(2.0)
     assert is_png(tmp_path / "quick-parameter_recovery.png")
     assert "mean error" in capsys.readouterr().out
 
-    toy.write_rows(path, rows[:1])  # As an interruption would leave it.
+    toy.write_rows(path, rows[:1])  # As after an interruption.
     trained = []
     run_model = parameter_recovery.run_model
 
@@ -89,7 +89,7 @@ def test_parameter_recovery_goes_on_where_it_stopped(tmp_path, monkeypatch, caps
     monkeypatch.setattr(parameter_recovery, "run_model", counted)
     parameter_recovery.main(line.split())
     assert trained == [("IWAE", 3)]
-    assert without_seconds(rows_of(path)) == without_seconds(rows)  # The same for a seed.
+    assert without_seconds(rows_of(path)) == without_seconds(rows)  # Equal seeds.
 
 
 def test_rows_of_other_settings_stay_and_are_not_taken(tmp_path, monkeypatch):

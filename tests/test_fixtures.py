@@ -1,8 +1,8 @@
-"""The published implementation's recorded numbers are reproduced, given its weights and draws.
+"""The library reproduces recorded numbers of the published implementation, with its draws.
 
-States, log weights and bounds to 1e-4 relative, gradients to 1e-3 of their norm, tensor by tensor,
+States, log weights and bounds agree to 1e-4 relative, gradients to 1e-3 of the norm of each tensor,
 in eager, graph and XLA execution. `--recorded DIR` reproduces further recorded files; those of the
-convolutional networks, which are large, are looked for beside the repository (`--runslow`).
+convolutional networks, which are large, are expected next to the repository (`--runslow`).
 """
 
 from pathlib import Path
@@ -59,7 +59,7 @@ def trace_everything(state, results):
 
 
 def evaluate(model, x):
-    """Estimate, its trace of states where there are transitions, and the gradients."""
+    """Returns the estimate, the states of its transitions if there are any, and the gradients."""
     variables = [variable.value for variable in model.trainable_variables]
     with tf.GradientTape() as tape:
         estimate = model.estimate(Batch(x), ROOT_SEED, training=True)
@@ -71,7 +71,7 @@ def evaluate(model, x):
     return estimate, run, gradients
 
 
-# Compiled one of each kind; `--runslow` all of them. Fused is what the convolutional ones have.
+# One file of each kind is compiled, with `--runslow` all. Only convolutional networks are fused.
 COMPILED = {
     "graph": ("iwae", "amcvae_mh_s"),
     "xla": ("vae_g", "lmcvae_sigmoidal_g"),
@@ -99,7 +99,7 @@ def test_model(path, mode, monkeypatch, request):
 
 
 def check_loss(fixture, model, estimate):
-    """The recorded loss; where it is a surrogate, through the surrogate's formula."""
+    """Checks the recorded loss, if it is a surrogate with the surrogate's formula."""
     loss, bound = float(np.mean(estimate.loss)), float(np.mean(estimate.bound))
     loss += np.sum(missing_constant(fixture))
     assert np.isfinite(bound)
@@ -119,10 +119,10 @@ def check_loss(fixture, model, estimate):
 
 
 def missing_constant(fixture):
-    """What the recorded log ratios of learned reverse kernels lack, `[K]`.
+    """The constant that is missing in recorded log ratios of learned reverse kernels, `[K]`.
 
-    They take the density of the noise for that of the move, which has the Jacobian of scaling it:
-    `(D/2) log(2 e)`.
+    The recorded density is that of the noise. That of the transition has the Jacobian of scaling
+    the noise in addition, `(D/2) log(2 e)`.
     """
     if not fixture.config.get("use_reverse_kernel"):
         return np.zeros(1)
@@ -131,7 +131,7 @@ def missing_constant(fixture):
 
 
 def check_probabilities(log_actual, log_expected):
-    """Log-probabilities near 0 are float32 differences of large numbers: compare them as such."""
+    """Compares probabilities: their logarithms near 0 are float32 differences of large numbers."""
     close(np.exp(log_actual), np.exp(log_expected))
 
 
@@ -152,7 +152,7 @@ def check_transitions(fixture, model, run):
         error = tf.reduce_sum(error, 0)
         recorded = fixture["trace/make_transition.3"]
         close(error, np.sum(recorded, (0, -1), keepdims=True)[..., 0] if learned else 0 * error)
-        if not learned:  # Else the drift was recorded in its place.
+        if not learned:  # Otherwise the drift was recorded instead.
             close(scores, fixture.unfold("trace/make_transition.4", 1))
     else:
         check_probabilities(results.log_choice_prob, fixture.unfold("trace/make_transition.2", 1))
@@ -181,14 +181,14 @@ def check_gradients(fixture, model, gradients):
         check(network.trainable_variables, reference_arrays(arrays, prefix, "grad"))
     if "transitions.0.log_stepsize" in grads:
         steps = [grads[f"transitions.{k}.log_stepsize"] for k in range(fixture.config["K"])]
-        # The constant that learned reverse kernels lack in the recording depends on the step size.
+        # The constant that is missing in the recording depends on the step size.
         reverse = bool(fixture.config.get("use_reverse_kernel"))
         lacking = 0.5 * fixture.config["hidden_dim"] * reverse
         check([model.step_size.log_step_size], [np.array(steps) - lacking])
     if "tempering_beta_logits" in grads:
         check([model.schedule.logits], [grads["tempering_beta_logits"]])
     if "tempering_logalpha" in grads:
-        # Of a schedule that is all but linear, the recorded derivatives d b_k / d log_steepness are
+        # If a schedule is nearly linear, the recorded derivatives d b_k / d log_steepness are
         # float32 differences of nearly equal sigmoids, 1 to 3 % off (1.277e-4 was recorded where
         # float64 derivatives of the temperatures give 1.303e-4, and the library 1.303e-4).
         cancels = fixture["param/tempering_logalpha"] < -1.0

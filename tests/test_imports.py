@@ -1,4 +1,4 @@
-"""The directions of the package's imports, by its syntax trees; and what importing it drags in."""
+"""The directions of the package's imports, by its syntax trees, and the modules that it loads."""
 
 import ast
 import functools
@@ -37,7 +37,7 @@ MODULES = {
 
 
 def names_imported(tree, deep=True):
-    """The dotted names imported in a module, or only at its top; a `from` gives one for each."""
+    """The dotted names that a module imports, only at its top or also within functions."""
     for node in ast.walk(tree) if deep else tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -48,7 +48,7 @@ def names_imported(tree, deep=True):
 
 
 def module_of(name):
-    """The module of this package that `tf_mcvae.a.b.C` is or is in, "__init__" for the package."""
+    """The module of this package that `tf_mcvae.a.b.C` is, or that contains it."""
     name = name.replace("tf_mcvae_commands", "tf_mcvae.commands")
     parts = name.split(".")[1:]
     for end in range(len(parts), 0, -1):
@@ -83,12 +83,12 @@ def test_each_room_has_a_row():
 
 @pytest.mark.parametrize("module", [name for name in MODULES if entry(name) == "commands"])
 def test_commands_import_the_library_within_functions(module):
-    """On importing them they import no other room, which would import TensorFlow."""
+    """At the top they import no other room, which would import TensorFlow."""
     assert {entry(name) for name in imports(module, False)} <= {"commands"}
 
 
 def test_no_cycles():
-    """Not between modules, nor between the rooms on importing them."""
+    """Neither between modules nor, at their top, between rooms."""
     for graph in (
         {module: imports(module) for module in MODULES},
         {
@@ -105,7 +105,7 @@ def test_no_cycles():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_keras_2_is_not_used(module):
-    """Neither TFP's Keras layers, nor Keras but by its own name."""
+    """Neither TFP's Keras layers nor `tf.keras` are used."""
     tree = MODULES[module]
     used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     used |= set(names_imported(tree))
@@ -148,7 +148,7 @@ OPTIONAL |= {"ai_edge_litert", "onnx", "onnxruntime", "tf2onnx"}
 
 @pytest.mark.parametrize("module", MODULES)
 def test_optional_packages_are_imported_where_they_are_used(module):
-    """Not on importing the module. (Keras itself imports some of them, where it finds them.)"""
+    """Importing the module does not import them. (Keras imports some that are installed.)"""
     names = names_imported(MODULES[module], deep=False)
     assert not {name.split(".")[0] for name in names} & OPTIONAL
 
@@ -161,7 +161,7 @@ def test_importing_the_package_does_not_import_data_sets_or_the_command_line():
     )
     loaded = set(done.stdout.split())
     assert "tf_mcvae.models.vae" in loaded
-    # Keras itself imports matplotlib and a part of scikit-learn where they are installed.
+    # Keras imports matplotlib and parts of scikit-learn if they are installed.
     heavy = {"tensorflow_datasets", "sklearn.datasets"}
     assert not loaded & {*heavy, "tf_mcvae_commands.train", "tf_mcvae.cli.training"}
 
@@ -181,7 +181,7 @@ def test_importing_the_package_does_not_import_data_sets_or_the_command_line():
     ids=str,
 )
 def test_commands_answer_without_tensorflow(command, answer, tmp_path):
-    """Which would take seconds; here it cannot be imported at all."""
+    """Importing TensorFlow would take seconds; here it fails."""
     for name in ("tensorflow", "keras", "tensorflow_probability"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('too slow')")
     root = PACKAGE.parent

@@ -1,4 +1,4 @@
-"""The linear-Gaussian study runs, and its numbers are those of closed forms."""
+"""The linear-Gaussian study runs, and its numbers agree with closed forms."""
 
 import csv
 import importlib.util

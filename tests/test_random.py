@@ -28,14 +28,14 @@ SPECS = {
 
 
 def in_each_mode(function, *arguments):
-    """Eager, graph and XLA. The seed is an argument: a constant one would be folded away."""
+    """Runs a function in eager, graph and XLA. The seed is an argument: constants are folded."""
     yield function(*arguments)
     yield tf.function(function)(*arguments)
     yield tf.function(function, jit_compile=True)(*arguments)
 
 
 def parts_of(seed):
-    """The tensors in a seed of any kind, as float64, which holds them exactly, of one shape."""
+    """The tensors of a seed of any kind in one shape, as float64, which is exact."""
     parts = tf.nest.flatten(seed, expand_composites=True)
     return [tf.broadcast_to(tf.cast(part, tf.float64), tf.shape(parts[0])) for part in parts]
 
@@ -45,7 +45,7 @@ def standardised(values, mean, variance):
     return abs(np.mean(values) - mean) / np.sqrt(variance / np.size(values))
 
 
-# What a seed must be.
+# Seeds.
 
 
 def test_seeds_of_integers_are_distinct():
@@ -79,7 +79,7 @@ def test_what_is_no_seed(seed):
         random.as_seed(seed)
 
 
-# The same numbers everywhere.
+# Equal numbers in all modes of execution.
 
 
 @pytest.mark.parametrize("kind", SEEDS)
@@ -247,7 +247,7 @@ def test_normal_distribution(kind):
     for power, mean, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
         assert standardised(draws**power, mean, variance) < 5
     assert scipy.stats.kstest(draws.ravel(), "norm").pvalue > 1e-6
-    # Within a tensor: samples, rows and dimensions do not lean on their neighbours.
+    # Within a tensor, samples, rows and dimensions do not depend on their neighbours.
     for axis in range(3):
         first, second = np.delete(draws, 0, axis), np.delete(draws, -1, axis)
         assert standardised(first * second, 0, 1) < 5
@@ -272,7 +272,7 @@ def test_streams_are_independent():
 
 
 def test_steps_have_seeds_of_their_own():
-    """As a model folds them: a stream, a replica and a step into the user's seed."""
+    """With a stream, a replica and a step folded into the user's seed, as in a model."""
     seeds = {
         tuple(random.fold_in(random.fold_in(random.as_seed(user), stream), step).numpy())
         for user in (0, 1, -1)
@@ -282,7 +282,7 @@ def test_steps_have_seeds_of_their_own():
     assert len(seeds) == 270
 
 
-# Kernels that draw by TensorFlow's and TFP's own functions.
+# Kernels that draw with functions of TensorFlow and TFP.
 
 
 def test_numbered_rows_are_a_plain_seed_to_tensorflow():

@@ -25,16 +25,16 @@ SPECS = {
     "celeba": DataSpec("celeba", (64, 64, 3), "gaussian", 162_770, 19_867, 19_962),
 }
 ROWS = reference_runs.read_rows()
-# Of equal rows the first.
+# The first of equal rows.
 DIFFERENT = sorted({tuple(row.items()): number for number, row in reversed(ROWS.items())}.values())
-# Of each model on each data set a row with the most transitions.
+# For each model and data set, a row with the most transitions.
 PAIRS = {
     f"{row['model']}-{row['dataset']}": number
     for number, row in sorted(ROWS.items(), key=lambda item: int(item[1].get("K", 0)))
 }
 
 MODELS = {"AMCVAE": "A-MCVAE", "LMCVAE": "L-MCVAE", "VAE_with_flows": "FlowVAE"}
-# What the reference did where a row says nothing.
+# Defaults of the reference.
 DEFAULTS = {
     "act_func": "gelu",
     "batch_size": "32",
@@ -64,7 +64,7 @@ def build(number):
 
 
 def plain(value):
-    """A value as a row has it."""
+    """Returns a value in the form that rows have."""
     text = {"dense": "fc", **{name: flag for flag, name in MODELS.items()}}.get(value, str(value))
     try:
         return float(text)
@@ -151,7 +151,7 @@ def read_results(folder):
 def test_a_row_runs_with_several_seeds_once(tmp_path, capsys, monkeypatch):
     words = ["1", "--seeds", "2", "--output-dir", str(tmp_path), "--", *TINY.split()]
     with monkeypatch.context() as patch:
-        # The second seed is interrupted after its first epoch, and goes on.
+        # The second seed is interrupted after its first epoch, and continues.
         original = callbacks.Checkpoint.on_epoch_end
 
         def on_epoch_end(self, epoch, logs=None):

@@ -1,6 +1,6 @@
-"""Files of every release load, and give the numbers that they gave when they were written.
+"""Files of every release load, and give the same numbers as when they were written.
 
-`scripts/make_saved_files.py` wrote them; a folder a version, none of which is ever written again.
+`scripts/make_saved_files.py` wrote them, one folder for each version. They never change.
 """
 
 import json
@@ -17,7 +17,7 @@ from scripts.make_saved_files import SHAPE, answers, bound_after_a_step, example
 FOLDERS = sorted((pathlib.Path(__file__).parent / "saved_files").iterdir())
 FILES = [path for folder in FOLDERS for path in sorted(folder.glob("*.keras"))]
 EXPECTED = {folder: np.load(folder / "expected.npz") for folder in FOLDERS}
-# Files with layers of Keras' own. Those of Keras 3.13 have an option that earlier ones refuse.
+# Files with layers of Keras. Keras 3.13 writes an option that earlier versions refuse.
 OF_KERAS, REFUSED_BEFORE = ("encoder_features", "iwae_sequential"), (3, 13)
 
 
@@ -26,7 +26,7 @@ def numbers(version):
 
 
 def is_refused(path):
-    """Whether the installed Keras does not know layers of Keras' own in the file."""
+    """Whether the installed Keras cannot read layers of Keras in the file."""
     with zipfile.ZipFile(path) as file:
         written_by = json.loads(file.read("metadata.json"))["keras_version"]
     installed = numbers(keras.__version__)

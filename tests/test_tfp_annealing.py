@@ -1,4 +1,4 @@
-"""The comparison with TFP's annealing runs; its normalisers are exact, and it sees what it says."""
+"""The comparison with TFP's annealing runs, its normalisers are exact, and it finds the bias."""
 
 import csv
 import importlib.util
@@ -40,7 +40,7 @@ def test_tfp_is_biased_unless_bootstrapped_and_this_package_is_not(comparison):
     assert abs(errors["tfp-bootstrapped"]) < 5
     assert errors["tfp"] < -5
     assert all(row["ratio_error"] < 0.03 for row in rows)
-    # The log of an average is below the log of the mean, but not by much where moves are accepted.
+    # The log of an average is below the log of the mean, slightly if proposals are accepted.
     by_name = {row["implementation"]: row for row in rows}
     assert -0.3 < by_name["tf_mcvae"]["log_bias"] < 0.0
     assert by_name["tfp"]["last_acceptance"] < 0.6 < 0.9 < by_name["tf_mcvae"]["last_acceptance"]

@@ -22,7 +22,7 @@ SCHEDULES = ["linear", "sigmoidal", "all_learnable"]
 STEP = 0.08
 PER_DIMENSION = [[0.05, 0.1]]
 
-# Adding a model or an option is adding a line.
+# To test another model or option, add a line.
 CASES = {
     "VAE": (tf_mcvae.VAE, {}),
     "IWAE": (tf_mcvae.IWAE, {}),
@@ -56,18 +56,18 @@ def make(case):
     keras.utils.set_random_seed(0)
     model = PPCA.model(model_class, **settings)
     if settings.get("cloned_decoder"):
-        # A copy that has been trained apart, so that the two decoders differ.
+        # As if trained separately, so that the two decoders differ.
         weights = [1.1 * weight + 0.05 for weight in model.decoder.get_weights()]
         model.transition_decoder.set_weights(weights)
     for name in ("drift", "reverse_kernel"):
         layer = getattr(model, name, None)
-        if layer is not None:  # As if trained; they begin at 0.
+        if layer is not None:  # As if trained: they start at 0.
             last = layer.kernels[-1]
             scale = 0.4 / last.shape[1] ** 0.5
             last.assign(scale * np.random.default_rng(1).normal(size=last.shape))
     if model_class is tf_mcvae.FlowVAE:
-        # As after training: at first a flow has no effect, or next to none. Not by more, as weights
-        # of a flow that narrows the posterior would have no variance that 5 errors could count on.
+        # As if trained: a new flow has almost no effect. The changes are small, as the weights of a
+        # flow that narrows the posterior may have no finite variance.
         rng = np.random.default_rng(0)
         weights = [weight + 0.05 * rng.normal(size=weight.shape) for weight in model.flow.weights]
         model.flow.set_weights(weights)
@@ -79,14 +79,14 @@ def test_mean_weight_is_the_evidence(case):
     log_weights = tf.function(make(case).log_weights)(X, seed=3, num_samples=20_000)
     ratios = np.exp(np.asarray(log_weights, np.float64) - LOG_EVIDENCE)
     assert within(ratios, 1.0)
-    # The weights vary by a known order: a constant would pass the check above.
+    # The weights vary: a constant would pass the check above.
     assert 0.001 < ratios.std() < 6.0
 
 
 @pytest.mark.parametrize("persistence", [0.0, 0.7])
 @pytest.mark.parametrize("acceptance", ["metropolis", "barker", None])
 def test_hamiltonian_weights_average_to_the_evidence(acceptance, persistence):
-    """None: uncalibrated moves, weighted by their own log ratio."""
+    """None is the uncalibrated kernel, weighted by its own log ratio."""
     model = make("VAE")
     path = model.path(Batch(tf.constant(X)), model.posterior(Batch(X)))
 
@@ -104,7 +104,7 @@ def test_hamiltonian_weights_average_to_the_evidence(acceptance, persistence):
 
 
 def test_skip_threshold_is_biased_as_documented():
-    """And the check above has the power to see it."""
+    """The check of unbiased estimators can detect this bias."""
     model = PPCA.model(tf_mcvae.LMCVAE, num_transitions=4, step_size=0.4, skip_threshold=0.9)
     log_weights = tf.function(model.log_weights)(X, seed=3, num_samples=20_000)
     assert not within(np.exp(np.asarray(log_weights, np.float64) - LOG_EVIDENCE), 1.0)
@@ -127,7 +127,7 @@ def test_gap_closes_with_more_transitions(model_class):
 
 @pytest.mark.parametrize("model_class", [tf_mcvae.LMCVAE, tf_mcvae.AMCVAE])
 def test_zero_step_size_is_iwae(model_class):
-    """The same seed gives the same first states: the weights are equal, not only their mean."""
+    """The same seed gives the same first states, so the weights are equal, not only their mean."""
     annealed = PPCA.model(model_class, num_transitions=3, step_size=0.0)
     plain = PPCA.model(tf_mcvae.IWAE)
     expected = plain.log_weights(X, seed=7, num_samples=6)
@@ -174,13 +174,13 @@ def differ(a, b):
     "acceptance", ["metropolis", pytest.param("barker", marks=pytest.mark.slow)]
 )
 def test_amcvae_gradient_is_that_of_the_bound(acceptance, monkeypatch):
-    """With large steps, so that half the moves are rejected and the score-function term matters."""
+    """With large steps, half the proposals are rejected and the score-function term matters."""
     settings = {"num_transitions": 2, "step_size": 0.6, "num_samples": 1000}
     model = PPCA.model(tf_mcvae.AMCVAE, acceptance=acceptance, **settings)
     estimates = gradients_of_log_slope(model, range(100))
     reference = finite_differences(model, range(1000, 1400), 1000)
     assert differ(estimates, reference) < 5
-    # Without the score-function term the gradient is another, and the check sees it.
+    # Without the score-function term the gradient differs, and the check detects it.
     monkeypatch.setattr(model, "_coefficient", lambda: 0.0)
     assert differ(gradients_of_log_slope(model, range(100)), reference) > 10
 

@@ -20,7 +20,7 @@ from tf_mcvae_commands.run_folder import RunFolder
 from tf_mcvae_commands.training_settings import RunConfig
 
 PACKAGE = pathlib.Path(evaluate.__file__).parent
-# An evaluation of a second.
+# An evaluation that takes a second.
 QUICK = (
     "--examples 7 --elbo-samples 4 --iwae-samples 5 --chains 3 --temperatures 4 --leapfrogs 1 "
     "--step-size 3.0 --seed 2 --chunk-size 9 "
@@ -51,7 +51,7 @@ def call(line, *words):
 
 
 def numbers(path):
-    """What a file holds but for times and settings."""
+    """The contents of a file without times and settings."""
 
     def timeless(values):
         if isinstance(values, dict):
@@ -63,7 +63,7 @@ def numbers(path):
     return values
 
 
-# What comes out.
+# Output.
 
 
 def test_table_and_file_hold_what_the_functions_give(run, tmp_path, capsys):
@@ -102,7 +102,7 @@ def test_table_and_file_hold_what_the_functions_give(run, tmp_path, capsys):
         assert f" {result.chain_spread:.3f} " in row
         assert " {:.1f}/{:.1f} ".format(*result.effective_sample_size) in row
     assert " {:.2f}/{:.2f} ".format(*expected["ais"].acceptance) in rows["AIS-4"]
-    assert max(map(len, lines[2:-1])) <= 100  # Without the two that hold a path.
+    assert max(map(len, lines[2:-1])) <= 100  # Two other lines hold a path.
     plain = " ".join(captured.out.split())
     assert str(latents) in plain
     assert f"gap {gap.gap:.3f} ± {gap.standard_error:.3f}" in plain
@@ -245,7 +245,7 @@ def test_a_gaussian_likelihood_keeps_grey_values_of_your_own_images(tmp_path):
 
 @pytest.mark.parametrize(("split", "count"), [("validation", 150), ("train", 1350)])
 def test_splits_are_whole_whatever_the_limits_of_the_run(run, split, count):
-    # Of 40 images a last batch of 30 would be left out in training.
+    # With batches of 40 images, training would leave out a last batch of 30.
     config = dataclasses.replace(RunFolder(run).load_config(), batch_size=40)
     _, spec, images = run_data.load_split(config, split)
     assert len(images) == count
@@ -263,7 +263,7 @@ def test_training_images_are_in_the_order_of_the_first_epoch(run):
 
 
 def stop_after(monkeypatch, count):
-    """Interrupts when the results of so many chunks are kept."""
+    """Interrupts an evaluation when it has kept the results of `count` chunks."""
     add, calls = chunks.Progress.add, []
 
     def add_and_stop(self, *args):

@@ -1,4 +1,4 @@
-"""Settings: `AISSettings` is the only source of what both commands and the library say of them."""
+"""`AISSettings` is the only source of the AIS settings of both commands and the library."""
 
 import dataclasses
 import typing

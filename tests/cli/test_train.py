@@ -37,7 +37,7 @@ def settings(line):
     return RunConfig(**vars(cli.make_parser().parse_args(shlex.split(line))))
 
 
-# Command lines of the reference: its README, and of its scripts one of each kind.
+# Command lines of the reference: that of its README, and one of each kind from its scripts.
 REFERENCE = {
     "--model L-MCVAE --dataset mnist --act_func gelu --binarize True --hidden_dim 64 "
     "--batch_size 100 --net_type conv --num_samples 1 --max_epochs 1 --step_size 0.01 --K 1 "
@@ -187,7 +187,7 @@ WRONG = {
     "--grad_skip_val -1": "--grad_skip_val",
     "--gpus -1": "--gpus",
     "--nll-every -1": "--nll-every",
-    # Of schedules the form is looked at first, then the class, then its arguments.
+    # For schedules, the form is checked first, then the class, then its arguments.
     "--lr-schedule cosine": "by name and written out",
     "--lr-schedule 'CosineDecay(100)'": "by name and written out",
     "--lr-schedule 'CosineDecay(decay_steps=open(\"x\"))'": "by name and written out",
@@ -268,7 +268,7 @@ def test_help_of_the_script_groups_the_flags_and_shows_defaults():
     assert "FlowVAE (VAE_with_flows) (default: L-MCVAE)" in " ".join(text.split())
 
 
-# Settings to models.
+# Models from settings.
 
 
 def build(line, steps_per_epoch=10):
@@ -490,7 +490,7 @@ def test_a_run_writes_its_folder(tmp_path, capsys):
     assert [scores[key]["method"] for key in scores] == ["VAE bound", "ELBO", "IWAE-7", "AIS-5"]
     for result in scores.values():
         assert result["settings"]["num_examples"] == 20
-        assert -80.0 < result["mean"] < -20.0  # 64 ln 2 = 44.4 nats are a model that knows nothing.
+        assert -80.0 < result["mean"] < -20.0  # 64 pixels of probability 1/2: -44.4.
         assert 0.0 < result["standard_error"] < 5.0
 
     rows = callbacks.read_history(folder / "history.csv")
@@ -516,7 +516,7 @@ def test_a_run_writes_its_folder(tmp_path, capsys):
 
 
 def interrupt(monkeypatch, callback, epoch, error=KeyboardInterrupt):
-    """Has a callback raise at the end of an epoch, before it does its own work."""
+    """Makes a callback raise an error at the end of an epoch, before its own work."""
     original = callback.on_epoch_end
 
     def on_epoch_end(self, current, logs=None):
@@ -578,7 +578,7 @@ def test_updates_are_skipped_and_counted(tmp_path, capsys):
     assert "skipped 4" in capsys.readouterr().out
     rows = callbacks.read_history(tmp_path / "run/history.csv")
     assert [row["skipped"] for row in rows] == [4, 4]
-    # Nothing was learned; on validation data the draws are equal.
+    # Nothing was learned, and validation draws are equal in all epochs.
     assert rows[0]["val_bound"] == rows[1]["val_bound"]
 
 

@@ -1,7 +1,7 @@
-"""Data: every source as a user sees it, without a network and without prepared data at hand.
+"""All sources of data, without a network and without prepared data.
 
-The TFDS data sets are written by TFDS itself, a few random images each, into a temporary folder.
-What needs the real ones says so when it is skipped.
+TFDS writes small data sets of random images into a temporary folder. Tests that need the real data
+sets say so when they are skipped.
 """
 
 import itertools
@@ -119,7 +119,7 @@ class TestDigits:
         assert load().spec.name == "digits"
 
     def test_the_end_of_an_epoch_waits_for_no_tuning(self):
-        """TensorFlow's thread that tunes pipelines sleeps for seconds, and is waited for."""
+        """TensorFlow would wait for its autotuning thread, which sleeps for seconds."""
         for part in load()[:3]:
             assert not part.options().autotune.enabled
 
@@ -134,7 +134,7 @@ class TestDigits:
         assert large.spec.image_shape == (28, 28, 1)
         np.testing.assert_allclose(
             stack(large.test).mean(), stack(small.test).mean(), atol=2e-3
-        )  # Bilinear: all but the border counts the same.
+        )  # A bilinear resize weighs all pixels equally, except at the border.
 
 
 @pytest.mark.parametrize("binarize", ["none", "dynamic", "static"])
@@ -344,7 +344,7 @@ class TestFiles:
 class TestFolders:
     @pytest.fixture(autouse=True, params=[sources._MOST_HELD_BYTES, 0], ids=["held", "streamed"])
     def most_held(self, request, monkeypatch):
-        """Whatever their size, folders give the same images and the same errors."""
+        """Runs all tests with images held in memory, and streamed."""
         monkeypatch.setattr(sources, "_MOST_HELD_BYTES", request.param)
 
     @pytest.mark.parametrize("kind", ["png", "bmp", "PNG"])
@@ -448,7 +448,7 @@ class TestFolders:
 
 
 def save_bmp(path, image):
-    """TensorFlow reads BMP but does not write it: 24 bits a pixel, rows from below, in BGR."""
+    """Writes BMP, which TensorFlow only reads: 24 bits per pixel, rows from below, BGR."""
     height, width = image.shape[:2]
     padding = np.zeros((height, -3 * width % 4), np.uint8)
     body = np.concatenate([image[::-1, :, ::-1].reshape(height, -1), padding], axis=1).tobytes()

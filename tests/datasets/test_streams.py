@@ -1,6 +1,6 @@
-"""Image folders and TFRecords that are too large to be held: what is read, when, and in what order.
+"""Image folders and TFRecords that do not fit in memory: what is read, when, and in which order.
 
-Small ones stand for large ones: images are streamed whatever their size.
+Small ones stand for large ones: here, images of any size are streamed.
 """
 
 import os
@@ -92,8 +92,8 @@ class TestPermuted:
             assert np.any(first != other)
 
     def test_neighbours_come_far_apart(self):
-        # 20 equally probable distances at each of 4 lags: chi-square with 19 degrees of freedom is
-        # above 60 by chance once in 2e5, of the four once in 5e4.
+        # 20 equally probable distances at each of 4 lags: by chance, chi-square with 19 degrees of
+        # freedom is above 60 once in 2e5, and one of the four once in 5e4.
         count = 100_000
         order = permuted(tf.range(count), as_seed(3), count).numpy()
         for lag in (1, 2, 8, 1024):
@@ -103,7 +103,7 @@ class TestPermuted:
             assert np.sum((found - expected) ** 2 / expected) < 60
 
 
-TFDS = pytest.param("tfds", marks=pytest.mark.slow)  # Its records are read as others are.
+TFDS = pytest.param("tfds", marks=pytest.mark.slow)  # Read as other records are.
 
 
 @pytest.mark.parametrize("kind", ["files", "records", "tfds"])
@@ -129,7 +129,7 @@ class TestKinds:
         whole = [stack(train) for _ in range(3)]
         resumed = load(folders[kind], seed=1, **options).train
         skip_epochs(resumed, 1)
-        iter(resumed)  # Not read, and so not a pass.
+        iter(resumed)  # It reads nothing, so it is not a pass.
         np.testing.assert_array_equal([stack(resumed) for _ in range(2)], whole[1:])
         other = stack(load(folders[kind], seed=2, **options).train)
         assert all(np.any(a != b) for a, b in ((whole[0], whole[1]), (whole[0], other)))
@@ -205,7 +205,7 @@ class TestFiles:
     )
     def test_the_error_names_the_file(self, tmp_path, damage, message):
         write_files(tmp_path)
-        path = tmp_path / "class_0/001.png"  # Not one of those that are looked at first.
+        path = tmp_path / "class_0/001.png"  # Not one of the files that `load` reads.
         data = load(tmp_path, batch_size=1)
         damage(path)
         with pytest.raises(tf.errors.InvalidArgumentError, match=message) as error:
@@ -347,7 +347,7 @@ def peaks(*folders):
 @pytest.mark.slow
 @memory.on_linux
 def test_memory_stays_below_that_of_the_images(tmp_path):
-    """600 images of 480 kB each way: either set, held, would add 275 MB or more."""
+    """600 images of 480 kB, in files and in records: holding either would add 275 MB or more."""
     image = tf.io.encode_png(np.zeros([400, 400, 3], np.uint8)).numpy()
     write_files(tmp_path / "small", np.zeros([60, 8, 8, 3], np.uint8))
     (tmp_path / "files").mkdir()
@@ -364,7 +364,7 @@ def test_memory_stays_below_that_of_the_images(tmp_path):
 @memory.on_linux
 @pytest.mark.slow
 def test_memory_of_half_a_million_files(tmp_path):
-    """Each adds its name: 500,000 take no more than 60 MB more than 25,000 do."""
+    """Each adds only its name: 500,000 files take at most 60 MB more than 25,000."""
     save(tmp_path / "one.png", np.zeros([64, 64, 3], np.uint8))
     for name, count in (("small", 25_000), ("large", 500_000)):
         for i in range(count):

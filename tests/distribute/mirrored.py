@@ -1,4 +1,4 @@
-"""What else a user does with a model on two replicas: `python mirrored.py FOLDER`."""
+"""Further uses of a model on two replicas: `python mirrored.py FOLDER`."""
 
 import pathlib
 import sys
@@ -71,7 +71,7 @@ def check_export(strategy, folder):
 
 
 def check_resuming(strategy, folder):
-    """By Keras' own callback, from a process that is stopped in the third epoch."""
+    """Keras' callback resumes training that was stopped in the third epoch."""
     whole = make("LMCVAE-variance", strategy)
     fit(whole, 4)
     backup = keras.callbacks.BackupAndRestore(folder / "backup")
@@ -84,7 +84,7 @@ def check_resuming(strategy, folder):
 
 
 def check_noise(strategy):
-    """Each replica draws its own rows of what one device draws for all examples."""
+    """Each replica draws its rows of the numbers that one device draws for all examples."""
     model = make("VAE", strategy)
 
     def draw():

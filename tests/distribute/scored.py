@@ -1,6 +1,6 @@
 """Scores a model alone, or as one of several workers: `python scored.py alone|workers OUTPUT.npz`.
 
-An interruption after the first chunk of AIS is made too, and gone on with.
+It also interrupts AIS after the first chunk, and resumes it.
 """
 
 import pathlib

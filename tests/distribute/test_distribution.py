@@ -1,7 +1,7 @@
-"""Several replicas and workers give what one device gives on the whole batch.
+"""Several replicas and workers give the results of one device on the whole batch.
 
-Each training runs in processes of its own: logical devices are made before anything else, and a
-failed exchange spoils a whole process.
+Each training runs in separate processes: logical devices must be made first, and a process does not
+recover from a failed exchange.
 """
 
 import json
@@ -24,7 +24,7 @@ FOLDER = ROOT / "tests" / "distribute"
 
 
 def start(*words, index=None, ports=(), **kwargs):
-    """Starts a Python process, with `ports` as one of the workers there."""
+    """Starts a Python process; with `ports`, as the worker `index` of a cluster on these ports."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1"}
     if ports:
@@ -80,7 +80,7 @@ def assert_same(values, expected, rtol=2e-5, atol=1e-5):
 
 @pytest.mark.parametrize("case", ["VAE", pytest.param("LMCVAE-variance", marks=pytest.mark.slow)])
 def test_two_replicas_give_one_devices_weights(case, tmp_path):
-    """With a penalty, weights of examples, skipped updates, and batches of 8, 8 and 1 examples."""
+    """With a penalty, example weights, skipped updates, and batches of 8, 8 and 1 examples."""
     options = {"num": 17, "weighted": True, "skip_gradient_norm": 2.5}
     (one,) = train(tmp_path, case, "one", options)
     (two,) = train(tmp_path, case, "mirrored", options)
@@ -137,7 +137,7 @@ def test_two_workers_give_one_devices_weights(case, options, tmp_path):
 
 @pytest.mark.slow
 def test_workers_share_the_scoring(tmp_path):
-    """Every worker has the estimates and error bars of a process alone."""
+    """Every worker returns the estimates and error bars of a single process."""
     folders = [tmp_path / name for name in ("alone", "first", "second")]
     for folder in folders:
         folder.mkdir()
@@ -153,7 +153,7 @@ def test_workers_share_the_scoring(tmp_path):
     alone, *shared = (dict(np.load(path)) for path in paths)
     for results in shared:
         assert_same(results, alone)
-    # Each has scored a part of the examples: together all of them.
+    # Each has scored a part of the 21 examples.
     parts = [dict(np.load(next(folder.glob("ais-*.npz")))) for folder in folders[1:]]
     sizes = [part["columns"].shape[1] for part in parts]
     assert min(sizes) > 0
@@ -170,7 +170,7 @@ def start_run(folder, strategy, name="run", index=0, ports=(), flags=RUN):
 
 
 def weights_of(folder):
-    """All that a finished run has saved of its model."""
+    """The saved weights of a finished run, and the variables of its optimizer."""
     import tf_mcvae
 
     model = tf_mcvae.models.load_model(folder / "model.keras")
@@ -180,7 +180,7 @@ def weights_of(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_run_goes_on_after_a_worker_is_lost(lost, tmp_path):
-    """To the weights of a run that was not interrupted, on one device."""
+    """It ends with the weights of an uninterrupted run on one device."""
     finish(start_run(tmp_path, "mirrored", "alone"))
     ports, history = free_ports(), tmp_path / "run" / "history.csv"
     workers = [start_run(tmp_path, "multiworker", index=i, ports=ports) for i in range(2)]
@@ -196,7 +196,7 @@ def test_a_run_goes_on_after_a_worker_is_lost(lost, tmp_path):
     ports = free_ports()
     texts = finish(*(start_run(tmp_path, "multiworker", index=i, ports=ports) for i in range(2)))
     assert "Resuming after epoch" in texts[0]
-    assert "epoch" not in texts[1]  # Only the chief talks.
+    assert "epoch" not in texts[1]  # Only the chief prints.
     resumed, expected = (weights_of(tmp_path / name) for name in RUNS)
     assert len(resumed) == len(expected)
     for value, other in zip(resumed, expected, strict=True):
@@ -221,7 +221,7 @@ def test_a_finished_run_is_scored_by_workers_and_not_trained_again(tmp_path):
     assert "is finished" in text
 
 
-# What a process finds out of TF_CONFIG.
+# The worker that TF_CONFIG names.
 
 CLUSTER = {"chief": ["a:1"], "worker": ["b:1", "c:1"]}
 
@@ -275,7 +275,7 @@ def test_workers_must_agree_on_a_name(monkeypatch, capsys):
     assert "needs --name" in capsys.readouterr().err
 
 
-# What is private to Keras.
+# Private methods of Keras.
 
 
 @pytest.mark.parametrize(
@@ -287,5 +287,5 @@ def test_workers_must_agree_on_a_name(monkeypatch, capsys):
     ],
 )
 def test_keras_still_has_what_is_private_to_it(owner, name):
-    """Without it the package would do something else unnoticed, or fail on several replicas."""
+    """Without them the package would fail or give wrong results on several replicas."""
     assert callable(getattr(owner, name))

@@ -2,9 +2,9 @@
 
     python trained.py CASE DEVICES OUTPUT.npz [OPTIONS AS JSON]
 
-DEVICES is `one`, `mirrored` (two logical CPUs) or `workers` (TF_CONFIG says which). Of the model's
-training, evaluation and predictions everything goes to OUTPUT.npz. Option `cores`: so many share
-what a device has of a batch.
+DEVICES is `one`, `mirrored` (two logical CPUs) or `workers` (named by TF_CONFIG). The results of
+training, evaluation and prediction are written to OUTPUT.npz. The option `cores` is the number of
+cores that share a batch.
 """
 
 import json
@@ -58,7 +58,7 @@ CASES = {
 
 
 def strategy_of(devices):
-    """Must be called before anything is computed."""
+    """Makes a strategy. Call this before TensorFlow computes anything."""
     if devices == "mirrored":
         cpu = tf.config.list_physical_devices("CPU")[0]
         configuration = tf.config.LogicalDeviceConfiguration()
@@ -84,7 +84,7 @@ def batches(size, num, weighted=False, shuffled=False):
 
 
 def train(model, epochs=2, batch_size=8, num=21, weighted=False, **kwargs):
-    """Everything that a user sees of two epochs, the last batches of which are smaller."""
+    """The results of two epochs with smaller last batches."""
     history = model.fit(
         batches(batch_size, num, weighted, shuffled=True),
         validation_data=batches(batch_size, num),
@@ -105,7 +105,7 @@ def train(model, epochs=2, batch_size=8, num=21, weighted=False, **kwargs):
 def main(case, devices, output, options="{}"):
     options = json.loads(options)
     tf_mcvae.parallelize_over_batch(options.pop("cores", 1))
-    plan.FEWEST_WEIGHTS_TO_DIVIDE = 0  # Else the small networks here would not be divided.
+    plan.FEWEST_WEIGHTS_TO_DIVIDE = 0  # Divides small networks, too.
     strategy = strategy_of(devices)
     training = {key: options.pop(key) for key in ("num", "weighted", "epochs") if key in options}
     np.savez(pathlib.Path(output), **train(make(case, strategy, **options), **training))

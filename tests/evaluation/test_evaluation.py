@@ -43,19 +43,19 @@ MODELS = {
 }
 VAE = MODELS["VAE"]
 
-# Adding an estimator is adding a line. Each with the draws of an example that it holds at a time.
+# To test another estimator, add a line: its draws per example in a chunk, and a function.
 ESTIMATORS = {
     "ELBO": (50, functools.partial(estimate_elbo, num_samples=120)),
     "IWAE": (50, functools.partial(estimate_iwae, num_samples=120)),
     "bound": (1, estimate_bound),
     "AIS": (3, functools.partial(estimate_log_likelihood, **QUICK)),
 }
-# By default tests/cli/test_evaluate.py interrupts it, and another test here changes the chunks.
+# Other tests cover AIS: tests/cli/test_evaluate.py interrupts it, one here changes its chunks.
 SLOW_AIS = pytest.param("AIS", marks=pytest.mark.slow)
 
 
 def run(name, model, data, examples=100, **settings):
-    """Estimates with so many examples at a time."""
+    """Runs an estimator with chunks of `examples` examples."""
     draws, estimate = ESTIMATORS[name]
     return estimate(model, data, chunk_size=draws * examples, **settings)
 
@@ -92,7 +92,7 @@ def test_annealed_importance_sampling_agrees_with_the_evidence(name, start):
     result = estimate_log_likelihood(MODELS[name], X, AISSettings(16, 250, 5), start=start, seed=4)
     assert agrees(result, EVIDENCE)
     assert result.monte_carlo_error < 0.03
-    # The pilot run reached about its target, in the mean; no transition stands still.
+    # The mean acceptance is near the target of the pilot run, and every transition accepts.
     assert 0.5 < result.acceptance[1] < 0.8
     assert result.acceptance[0] > 0.3
     assert 8 < result.effective_sample_size[0] <= result.effective_sample_size[1] < 16
@@ -100,7 +100,7 @@ def test_annealed_importance_sampling_agrees_with_the_evidence(name, start):
 
 @pytest.fixture(scope="module")
 def flow_vae():
-    """A model whose flow is far from the identity, but does not spoil the importance weights."""
+    """A model whose flow is far from the identity, with reliable importance weights."""
     keras.utils.set_random_seed(0)
     model = PPCA.model(tf_mcvae.FlowVAE, flow="iaf", num_flows=2)
     rng = np.random.default_rng(0)
@@ -122,7 +122,7 @@ def test_elbo_and_iwae_of_a_flow(flow_vae):
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["encoder", "prior"])
 def test_annealed_importance_sampling_of_a_flow(start, flow_vae):
-    """From the encoder chains run before the flow, from the prior after it."""
+    """Chains from the encoder run before the flow, chains from the prior after it."""
     result = estimate_log_likelihood(flow_vae, X, AISSettings(16, 250, 5), start=start, seed=4)
     assert agrees(result, EVIDENCE)
     assert result.monte_carlo_error < 0.03
@@ -165,17 +165,17 @@ def test_annealed_importance_sampling_agrees_with_quadrature(start, curved_vae):
     assert agrees(result, exact.mean())
     assert result.monte_carlo_error < 0.02
     np.testing.assert_allclose(result.per_example, exact, atol=0.2)
-    # The encoder, which has not been trained, is far from the posterior.
+    # The encoder is not trained, and far from the posterior.
     assert estimate_elbo(model, x, 200).mean < exact.mean() - 0.5
 
 
 @pytest.mark.slow
 def test_few_temperatures_are_annealed_too():
-    """Two are one transition, at a temperature between the ends: it helps the weights."""
+    """Two temperatures give one transition, between the ends, which improves the weights."""
     result = estimate_log_likelihood(VAE, X, AISSettings(10_000, 2, 10))
     assert agrees(result, EVIDENCE)
     direct = estimate_iwae(VAE, X, 10_000)
-    # At one of the ends it would change nothing: a ratio of 1, known to about 1 %.
+    # A transition at one of the ends would give a ratio of 1, to about 1 %.
     assert result.monte_carlo_error < 0.95 * direct.monte_carlo_error
 
 
@@ -190,7 +190,7 @@ def test_pilot_run_follows_the_target_acceptance(target, low, high):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_bound_is_the_models_own(name):
-    """Against a mean over many runs: the transitions count, and the model's reduction over S."""
+    """Against a mean over many runs, with the model's transitions and its reduction over S."""
     model = MODELS[name]
     many = np.repeat(X, 200, 0)
     result = estimate_bound(model, many, chunk_size=1000 * model.num_samples)
@@ -208,9 +208,9 @@ def test_bound_is_the_models_own(name):
 
 @pytest.mark.parametrize("name", ["ELBO", "IWAE", "AIS"])
 def test_monte_carlo_error_is_the_spread_of_the_draws(name):
-    """Of one example 2000 times over, the estimates spread as the error says, to a fifth.
+    """The estimates of 2000 copies of an example spread as the error says, to a fifth.
 
-    Samples come in chunks, whose draws must differ for that.
+    For that, the draws of different chunks must differ.
     """
     equal = np.repeat(X[:1], 2000, 0)
     if name == "AIS":  # with enough chains for the delta method
@@ -221,7 +221,7 @@ def test_monte_carlo_error_is_the_spread_of_the_draws(name):
     assert result.monte_carlo_error == pytest.approx(result.standard_error, rel=0.2)
 
 
-# The same numbers, from whatever the data come in.
+# Equal numbers from all forms of data.
 
 
 FORMS = {
@@ -247,11 +247,11 @@ def test_all_forms_of_data_give_equal_numbers(form):
 
 @pytest.mark.parametrize("name", ["bound", "ELBO", "IWAE", SLOW_AIS])
 def test_partial_batches_and_seeds(name):
-    """A last batch that is not full is only that; another seed gives other draws."""
+    """A partial last batch changes nothing; another seed gives other draws."""
     model = MODELS["AMCVAE" if name == "bound" else "VAE"]
     first = run(name, model, X, 4, seed=3).per_example
     full = run(name, model, batches(X[:8], size=3), 4, seed=3)
-    if name != "AIS":  # Whose pilot run has other examples.
+    if name != "AIS":  # Its pilot run has other examples.
         np.testing.assert_allclose(full.per_example, first[:8], rtol=1e-4)
     different = run(name, model, X[:4], 4, seed=4)
     assert np.all(different.per_example != first[:4])
@@ -276,10 +276,10 @@ def test_nothing_of_the_model_moves(name):
     run(name, model, X)
     for old, new in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, new)
-    np.testing.assert_array_equal(model.log_weights(X), following)  # the stream of seeds neither
+    np.testing.assert_array_equal(model.log_weights(X), following)  # The next seed, too.
 
 
-# What is reported.
+# Reports.
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -304,7 +304,7 @@ def test_what_cannot_be_known_is_none():
     assert json.loads(json.dumps(values, allow_nan=False)) == values
 
 
-# What is refused.
+# Errors.
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -385,7 +385,7 @@ def test_pilot_run_reaches_its_target_with_few_temperatures_too(num_temperatures
     assert 0.62 < result.acceptance[1] < 0.78
 
 
-# What must hold whatever the distribution.
+# Properties for all distributions of the weights.
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def test_every_start_and_schedule_agrees_with_the_evidence(start, schedule):
 def test_estimates_are_hardly_ever_far_above_the_evidence(loose):
     """By Markov's inequality `Pr(log p^ > log p + b) < exp(-b)`, for any sampler with E[w] = p.
 
-    Of 4000 estimates; the share may exceed it by 5 standard errors.
+    The share of 4000 estimates may exceed it by 5 standard errors.
     """
     many = np.repeat(X[:1], 4000, 0)
     if loose == "IWAE":
@@ -437,7 +437,7 @@ def test_estimates_are_hardly_ever_far_above_the_evidence(loose):
     ],
 )
 def test_bidirectional_bounds_bracket_the_evidence(name, start):
-    """Of the simulated images, whose evidence is known; loose settings, so that there is a gap."""
+    """For simulated images, whose evidence is known, with loose settings that leave a gap."""
     settings = {"num_temperatures": 12, "num_leapfrog_steps": 2, "start": start}
     settings["num_chains"] = 2
     gap = bidirectional_gap(MODELS[name], 1000, chunk_size=2000, seed=3, **settings)
@@ -457,7 +457,7 @@ def test_bidirectional_bounds_bracket_the_evidence(name, start):
 
 
 def simulated(model, count, seed):
-    """The images that `bidirectional_gap` draws, from a seed for each."""
+    """The images that `bidirectional_gap` draws, and their latents."""
     data_seed = random.split(random.as_seed(seed), 4)[0]
     return annealed.simulate(model, count, random.at_row(data_seed, 0))
 
@@ -473,7 +473,7 @@ def test_simulated_images_are_the_models():
 
 @pytest.mark.parametrize("start", [pytest.param("encoder", marks=pytest.mark.slow), "prior"])
 def test_bidirectional_bounds_of_a_flow(start, flow_vae):
-    """Unbiased at 5 standard errors, false alarms some 1e-6 each; and as near as chains this long.
+    """Unbiased at 5 standard errors (false alarms some 1e-6 each), and close for long chains.
 
     The error of a single image has heavy tails, so the bound is on their root mean square, which
     lay between 0.06 and 0.12 over the seeds 0 to 5.
@@ -564,7 +564,7 @@ def test_interrupted_scoring_goes_on_to_the_same_number(name, tmp_path, monkeypa
     resumed = run(name, VAE, batches(X, size=7), 2, seed=2, checkpoint=path)
     np.testing.assert_array_equal(resumed.per_example, whole.per_example)
     assert resumed.to_dict() == whole.to_dict()
-    # All of it is in the file now: nothing is drawn anew, whatever the chunks are.
+    # The file is complete: with any chunks, nothing is drawn again.
     with monkeypatch.context() as patch:
         patch.setattr(chunks.Progress, "add", None)
         again = run(name, VAE, X, 3, seed=2, checkpoint=path)
@@ -623,7 +623,7 @@ def test_moments_of_parts_are_those_of_the_whole():
 
 
 def test_chain_spread_is_that_of_single_chains():
-    """Of one chain, the ELBO's draws: in closed form for a Gaussian of unit weights' scale."""
+    """For the ELBO, a chain is one draw: the error of the mean times the root of their number."""
     result = estimate_elbo(VAE, X, 4000)
     assert result.chain_spread == pytest.approx(
         result.monte_carlo_error * np.sqrt(4000 * len(X)), rel=0.1
@@ -656,7 +656,7 @@ def test_the_reference_preset_is_its_five_temperatures():
     assert set(PRESETS) == {"quick", "standard", "paper", "reference_quick"}
 
 
-# When not to believe.
+# Warnings.
 
 
 def test_warnings_say_when_not_to_believe():
@@ -668,7 +668,7 @@ def test_warnings_say_when_not_to_believe():
     far = np.full([10, 5], 60.0, np.float32)
     few = estimate_iwae(VAE, far, 100)
     assert any("worth less than 10 draws" in text for text in few.warnings)
-    # One estimate that the draws' number does not make doubtful.
+    # The number of draws does not make the ELBO doubtful.
     assert estimate_elbo(VAE, far, 100).warnings == ()
 
 

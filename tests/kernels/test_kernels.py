@@ -1,4 +1,4 @@
-"""Kernels leave their target invariant, agree with TFP's, and evaluate no more than they need.
+"""Kernels leave their target invariant, agree with TFP's, and evaluate only what they need.
 
 Statistical checks are at 5 standard errors: a false alarm in 1.7 million for each number checked.
 """
@@ -23,7 +23,7 @@ BASE = tfd.MultivariateNormalDiag([1.0, -1.0], [1.0, 0.4])
 TARGET = tfd.MultivariateNormalDiag([0.0, 0.5], SCALES)
 PATH = AnnealedPath(BASE.log_prob, TARGET.log_prob)
 
-# Adding a kernel is adding a line.
+# To test another kernel, add a line.
 CALIBRATED = {
     "MALA": lambda target, **kw: kernels.MetropolisAdjustedLangevin(target, 0.2, **kw),
     "MALA-barker": lambda target, **kw: kernels.MetropolisAdjustedLangevin(
@@ -151,7 +151,7 @@ def test_agrees_with_tfp_langevin():
 
 
 def test_score_of_a_state_that_tfp_drew_itself():
-    """TFP's caches would make the gradient vanish without a word."""
+    """TFP's caches would make the gradient vanish without an error."""
     state = TARGET.sample(3, seed=1)
     expected = -(state - TARGET.mean()) / TARGET.variance()
     np.testing.assert_allclose(PATH.endpoints(state).score_p, expected, rtol=1e-5)
@@ -170,7 +170,7 @@ def test_agrees_with_tfp_leapfrog():
 
 
 def test_endpoints_are_not_tied_to_a_temperature():
-    """Results of a step at one temperature serve the next step at another (TFP's AIS trap)."""
+    """Results of a step at one temperature are valid for the next step at another."""
     state = tf.constant([[0.4, 1.0], [2.0, -0.5]])
     hot = kernels.MetropolisAdjustedLangevin(PATH, 0.2, 0.1)
     cold = kernels.MetropolisAdjustedLangevin(PATH, 0.2, 0.9)
@@ -222,7 +222,7 @@ def test_acceptance_probabilities(acceptance):
 @pytest.mark.parametrize("acceptance", ["metropolis", "barker"])
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_certain_acceptance_stays_finite_when_compiled(acceptance, jit_compile):
-    """Compilers fold constants: the logarithm of no rejection at all must not become -inf."""
+    """Constant folding must not make the logarithm of a rejection probability of 0 -inf."""
 
     @tf.function(jit_compile=jit_compile)
     def values_and_gradients(log_ratio):
@@ -255,7 +255,7 @@ def test_langevin_log_ratio_is_that_of_the_two_densities():
 
 
 def test_skip_threshold_undoes_unlikely_moves():
-    """Against the rule in NumPy: a move of MH probability <= threshold leaves no trace."""
+    """Against the rule in NumPy, which undoes proposals of MH probability <= threshold."""
     state = TARGET.sample(1000, seed=1)
     plain = kernels.UnadjustedLangevin(TARGET.log_prob, 0.5)
     skipping = kernels.UnadjustedLangevin(TARGET.log_prob, 0.5, skip_threshold=0.4)
@@ -324,7 +324,7 @@ def test_kernels_follow_the_contract_of_tfp():
 
 
 def test_all_randomness_of_a_chain_comes_from_the_seeds_of_its_steps():
-    """Also the first momentum of a kernel that keeps it."""
+    """The first momentum of a kernel that keeps it, too."""
     kernel = ALL["HMC-persistent"](TARGET.log_prob)
     start = tf.zeros([4, 2])
     first, again, other = (chain(kernel, start, 1, random.as_seed(s))[0] for s in (1, 1, 2))
@@ -333,7 +333,7 @@ def test_all_randomness_of_a_chain_comes_from_the_seeds_of_its_steps():
 
 
 def test_first_momentum_is_drawn_whole():
-    """Before the first transition there is none to mix: it is standard normal, as all others."""
+    """Before the first transition there is none to keep: it is standard normal, as all others."""
     kernel = kernels.UncalibratedHamiltonian(TARGET.log_prob, 1e-3, 1, momentum_persistence=0.8)
     state = tf.zeros([50_000, 2])
     results = kernel.bootstrap_results(state)

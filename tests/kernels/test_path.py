@@ -1,4 +1,4 @@
-"""The path and its endpoints against closed forms and differences."""
+"""The path and its endpoints against closed forms and finite differences."""
 
 import numpy as np
 import pytest

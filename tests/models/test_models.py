@@ -63,7 +63,7 @@ def functional():
 
 @keras.saving.register_keras_serializable("test_models")
 class OwnNetwork(keras.Model):
-    """As a user writes one: layers made in `__init__`, and no `build`."""
+    """A user's network: layers made in `__init__`, and no `build`."""
 
     def __init__(self, output_shape, **kwargs):
         super().__init__(**kwargs)
@@ -132,7 +132,7 @@ CASES = {
     ),
 }
 
-# Variants of others whose own part is tested elsewhere too; `--runslow` has them all.
+# Variants of other cases, whose own part is also tested elsewhere.
 SLOW = {
     "VAE-gaussian",
     "IWAE-stl",
@@ -153,7 +153,7 @@ each_case = pytest.mark.parametrize(
 )
 
 _rng = np.random.default_rng(0)
-# One pattern with some of its pixels flipped: all models learn something of it in two steps.
+# A pattern with some of its pixels flipped, which all models begin to learn in two steps.
 _pattern = np.arange(16).reshape(SHAPE) % 3 == 0
 X = (_pattern ^ (_rng.uniform(size=[16, *SHAPE]) < 0.1)).astype(np.float32)
 VECTORS = (1.5 + 0.5 * _rng.normal(size=[16, 5])).astype(np.float32)
@@ -180,7 +180,7 @@ def fit(model, x=X, **kwargs):
 
 
 def state(model):
-    """All weights, but the count of the batches of the last evaluation."""
+    """All weights, except for the number of batches of the last evaluation."""
     return [w.numpy() for w in model.weights if w.name != "test_step"]
 
 
@@ -194,7 +194,7 @@ def is_annealed(model):
     return isinstance(model, AnnealedVAE)
 
 
-# Training, saving and loading, of every case.
+# Training, saving and loading of every case.
 
 
 class Halfway(keras.callbacks.Callback):
@@ -257,7 +257,7 @@ def test_config_round_trip(case, trained):
 
 
 def resume(folder):
-    """What the fresh process does: loads each file, and trains it for another epoch."""
+    """Loads each file, in a fresh process, and trains it for another epoch."""
     results = {}
     for path in pathlib.Path(folder).glob("*.keras"):
         model, x = keras.models.load_model(path), data(path.stem)
@@ -296,7 +296,7 @@ RESUMED = (
     "case", [pytest.param(c, marks=[pytest.mark.slow] * (c not in RESUMED)) for c in CASES]
 )
 def test_saved_model_goes_on_in_a_fresh_process(case, trained, resumed):
-    """Optimizer, counters, step sizes and schedules included, as if never interrupted."""
+    """With the optimizer, counters, step sizes and schedules, as without an interruption."""
     model, _, halfway = trained(case)
     np.testing.assert_allclose(resumed[f"{case}/bound"], halfway.bound, rtol=1e-6)
     expected = state(model)
@@ -308,7 +308,7 @@ def test_only_training_changes_the_model(case, trained):
     model, x = trained(case)[0], data(case)
     before = state(model)
     results = model.evaluate(x, verbose=0, return_dict=True)
-    # Again: the same numbers, each once.
+    # The same numbers again, each once.
     names = [name for name in model.metrics_names if name != "grad_norm"]
     assert sorted(names) == sorted(results)
     assert model.evaluate(x, verbose=0) == [results[name] for name in names]
@@ -428,7 +428,7 @@ def test_graph_and_xla_train_as_eager_does(case, mode):
 
 @pytest.mark.parametrize("method", ["fit", "train_on_batch"])
 def test_a_training_step_is_traced_once(method, monkeypatch):
-    """Tracing is most of what a first step takes; variables made in it cost a second one."""
+    """Tracing dominates the first step, and a step that makes variables is traced twice."""
     traced = []
     step = VAE.train_step
     monkeypatch.setattr(VAE, "train_step", lambda self, x: traced.append(x) or step(self, x))
@@ -473,7 +473,7 @@ print(peak())
 """
 
     def growth(recompute):
-        # With fewer, what TensorFlow holds besides still grows.
+        # With fewer transitions, other memory of TensorFlow still grows.
         few, many = (float(*memory.printed(code, k, recompute)) for k in (25, 45))
         return many - few
 
@@ -483,7 +483,7 @@ print(peak())
 @pytest.mark.parametrize("model_class", [LMCVAE, AMCVAE])
 @pytest.mark.slow
 def test_large_batches_of_known_size_train_for_more_than_one_step(model_class):
-    """TensorFlow rewrites graphs that hold some 200 MB, wrongly in the gradient of a loop."""
+    """TensorFlow rewrites the gradient of a loop that holds more than some 200 MB, wrongly."""
     keras.utils.set_random_seed(0)
     model = model_class(
         tf_mcvae.Encoder(2, architecture="dense", hidden_units=(8,)),
@@ -509,7 +509,7 @@ def test_bound_is_the_same_in_eager_graph_and_xla(case, jit_compile, trained):
     np.testing.assert_allclose(bound(x, seed=2), model.bound(x, seed=2), rtol=1e-5)
 
 
-# What `fit` and its kin take.
+# Forms of data for `fit` and the other methods of Keras.
 
 LABELS = np.zeros(16)
 
@@ -542,7 +542,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_data_train_equally(form):
-    """On a model that is not built before, too: then the data's shape builds it."""
+    """The model is not built before: the data's shape builds it."""
     keras.utils.set_random_seed(0)
     model = CASES["VAE"]()
     model.compile(keras.optimizers.Adam(0.05), run_eagerly=True)
@@ -573,7 +573,7 @@ def test_examples_of_weight_zero_teach_nothing():
 
 
 def test_weighted_losses_are_divided_by_the_number_of_examples():
-    """As Keras does it. The metrics are weighted means."""
+    """As in Keras. The metrics are weighted means."""
     one, half = make(optimizer="sgd"), make(optimizer="sgd")
     expected = one.train_on_batch(X, return_dict=True)
     result = half.train_on_batch(X, sample_weight=np.full(16, 0.5), return_dict=True)
@@ -589,7 +589,7 @@ def test_callbacks(tmp_path):
         keras.callbacks.ModelCheckpoint(
             tmp_path / "best.keras", monitor="val_bound", mode="max", save_best_only=True
         ),
-        # Nothing is enough of a gain, so that it stops after the second epoch.
+        # No gain is large enough, so training stops after the second epoch.
         keras.callbacks.EarlyStopping(
             monitor="val_bound", mode="max", min_delta=1e9, patience=1, restore_best_weights=True
         ),
@@ -626,9 +626,9 @@ GRAPHS["xla"] = {**GRAPHS["graph"], "jit_compile": True}
 
 @pytest.mark.parametrize("graph", ["eager", "graph", pytest.param("xla", marks=pytest.mark.slow)])
 def test_large_gradients_are_clipped_and_skipped(graph, tmp_path):
-    """Norms are measured first, so that each threshold can be set between two batches' norms."""
+    """Norms are measured first, so that each threshold lies between the norms of two batches."""
     batches = tf.data.Dataset.from_tensor_slices(X).batch(4)
-    # A rate of 0 leaves the weights, and so the norms, as they are.
+    # With a learning rate of 0, weights and norms do not change.
     frozen = make(optimizer=keras.optimizers.SGD(0.0))
     norms = [frozen.train_on_batch(x, return_dict=True)["grad_norm"] for x in batches]
     low, high = float(np.mean(np.sort(norms)[:2])), float(np.mean(np.sort(norms)[-2:]))
@@ -695,7 +695,7 @@ def test_acceptance_rule_moves_each_step_towards_its_target():
     before = model.step_size.values().numpy()
     result = model.train_on_batch(X, return_dict=True)
     reached = np.array([result["acceptance_1"], result["acceptance_2"]]) >= 0.95
-    assert list(reached) == [True, False]  # Both directions are seen.
+    assert list(reached) == [True, False]  # Both directions occur.
     expected = before * np.where(reached, 1.002, 0.998)
     np.testing.assert_allclose(model.step_size.values(), expected, rtol=1e-6)
 
@@ -717,7 +717,7 @@ def test_variance_rule_is_per_dimension():
     model.train_on_batch(X)
     steps = model.step_size.values().numpy()
     assert steps.shape == (K, LATENT_DIM)
-    # 0.9 of the first value, and 0.1 of its tenth over the score's spread, which is 1 or more.
+    # 0.9 times the first value, plus 0.1 * 0.1 / (score_std + 1).
     assert np.all((steps > 0.9 * 0.05) & (steps < 0.9 * 0.05 + 0.01))
     assert len(np.unique(steps)) == K * LATENT_DIM
 
@@ -772,7 +772,7 @@ def test_cloned_decoder(case, trained):
     counts = [len(network.trainable_weights) for network in (model.encoder, decoder, clone)]
     assert len(model.trainable_weights) == sum(counts)
     assert counts[1] == counts[2]
-    # Both are trained, each in its own way.
+    # Both are trained, separately.
     after = trained(case)[0]
     for network in (after.decoder, after.transition_decoder):
         pairs = zip(network.trainable_weights, decoder.weights, strict=True)
@@ -788,7 +788,7 @@ def test_cloned_decoder_is_for_transitions_only():
 
     before = outputs()
     model.transition_decoder.set_weights([w + 1.0 for w in model.decoder.get_weights()])
-    model.build((None, *SHAPE))  # Already built: what it has learned stays.
+    model.build((None, *SHAPE))  # It is built: its weights stay.
     after = outputs()
     assert_same(after[:2], before[:2])
     assert not np.allclose(after[2], before[2])
@@ -809,12 +809,12 @@ def test_posterior_samples_are_moved_by_the_transitions(case, trained):
     np.testing.assert_allclose(model.posterior_sample(X, 4, seed), run.state)
     moved = np.any(run.state != run.initial_state, axis=-1)
     assert np.mean(moved) > 0.8
-    # Draws at which the model's own joint density is higher, on average.
+    # The draws have a higher joint density on average.
     log_joint = [np.mean(model.log_joint(X, z)) for z in (run.initial_state, run.state)]
     assert log_joint[1] > log_joint[0]
 
 
-# Input that cannot be right: one sentence each, with what was received.
+# Invalid input: each gives a message that ends with what was received.
 
 NAN = X.copy()
 NAN[3, 0, 0, 0] = np.nan
@@ -889,7 +889,7 @@ def test_bad_data_is_refused(name):
 
 
 def test_bad_batch_is_refused_under_xla():
-    """Where an assertion in the compiled step would be dropped; and before any damage."""
+    """XLA would drop an assertion in the step; the batch is refused before it is trained on."""
     model = make("VAE", run_eagerly=False, jit_compile=True)
     with pytest.raises(ValueError, match="Received: a batch with values from nan"):
         model.fit(batches(np.concatenate([X[8:], NAN[:8]])), verbose=0)

@@ -1,4 +1,4 @@
-"""A kernel of one's own, written from CONTRIBUTING.md, which draws by TensorFlow's functions."""
+"""A user's kernel, as in CONTRIBUTING.md, which draws with TensorFlow's functions."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ X = PPCA.data(4)
 
 
 class RandomWalk(AnnealedKernel):
-    """A symmetric random walk: forward and backward density are equal."""
+    """A symmetric random walk, whose forward and backward densities are equal."""
 
     def propose(self, state, previous, seed):
         noise = tf.random.stateless_normal(tf.shape(state), seed)

@@ -26,7 +26,7 @@ def value_and_gradients(loss, *arguments):
     return values, tape.gradient(total, arguments)
 
 
-UPSTREAM = np.arange(1.0, 4.0)  # for a batch of 3
+UPSTREAM = np.arange(1.0, 4.0)  # For a batch of 3.
 
 
 @pytest.mark.parametrize("num_samples", SAMPLE_COUNTS)
@@ -54,7 +54,7 @@ def test_iwae_of_a_state_without_density():
 
 @pytest.mark.parametrize("num_samples", SAMPLE_COUNTS)
 def test_dreg_loss(num_samples):
-    """Gradients `-v_s` to the log weights, `-v_s^2 d log w_s / d z_s` to the state, no other."""
+    """The gradients are `-v_s` for log weights and `-v_s^2 d log w_s / d z_s` for the state."""
     arguments = draws(num_samples, 3), draws(num_samples, 3, 2), draws(num_samples, 3, 2)
     values, gradients = value_and_gradients(bounds.dreg_loss, *arguments)
     log_weights, state, score = (argument.astype(np.float64) for argument in arguments)
@@ -68,7 +68,7 @@ def test_dreg_loss(num_samples):
 
 
 def test_dreg_of_one_sample_is_the_reparameterised_gradient():
-    """With S = 1 the weight is 1: `d log w / d z`, sticking the landing."""
+    """With S = 1 the weight is 1, and the gradient `d log w / d z` that of sticking the landing."""
     score = draws(1, 3, 2)
     _, gradients = value_and_gradients(bounds.dreg_loss, draws(1, 3), draws(1, 3, 2), score)
     np.testing.assert_allclose(gradients[1], -UPSTREAM[:, None] * score, rtol=1e-6)
@@ -77,7 +77,7 @@ def test_dreg_of_one_sample_is_the_reparameterised_gradient():
 @pytest.mark.parametrize("coefficient", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("num_samples", SAMPLE_COUNTS)
 def test_score_function_loss(num_samples, coefficient):
-    """Baseline: the mean of the others, 0 with S = 1. Nothing flows through the advantage."""
+    """The baseline is the mean of the others, 0 with S = 1; the advantage has no gradient."""
     log_weights, log_probs = draws(num_samples, 3) - 80.0, -np.exp(draws(num_samples, 3))
 
     def loss(*arguments):

@@ -1,6 +1,6 @@
-"""The annealed importance loop: its weights, its cost, and where it may run.
+"""The annealed importance loop: its weights, its cost, and its modes of execution.
 
-Log weights are recomputed in float64 NumPy from the states that the loop went through.
+Log weights are recomputed in float64 NumPy from the states of the loop.
 """
 
 import keras
@@ -57,7 +57,7 @@ def states_of(run):
     return states.astype(np.float64)
 
 
-# What the weights are.
+# The weights.
 
 
 @pytest.mark.parametrize("name", CALIBRATED)
@@ -66,14 +66,14 @@ def test_calibrated_kernels_give_neals_sum(name):
     states = states_of(run)
     np.testing.assert_array_equal(states[-1], run.state)
     moved = np.any(np.diff(states, axis=0), -1)
-    assert 0.02 < 1 - moved.mean() < 0.9  # the sum is right where moves are rejected, too
+    assert 0.02 < 1 - moved.mean() < 0.9  # Some proposals are rejected.
     terms = PPCA.log_joint(X, states) - PPCA.log_posterior(X, states)
     expected = np.einsum("k,ksb->sb", np.diff(TEMPERATURES.astype(np.float64)), terms)
     np.testing.assert_allclose(run.log_weights, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_unadjusted_langevin_gives_the_noises_difference():
-    """And the noises are independent: correlations within 5 standard errors."""
+    """The noises are also independent: correlations are within 5 standard errors."""
     run = anneal(ALL["ULA"], 2000, trace_fn=trace_state)
     states = states_of(run)
     noises, log_ratios = [], 0.0
@@ -92,7 +92,7 @@ def test_unadjusted_langevin_gives_the_noises_difference():
 
 @pytest.mark.parametrize("name", ALL)
 def test_final_density(name):
-    """It weighs the last state only; the chain itself stays as it was."""
+    """It changes only the weight of the last state, not the chain."""
 
     def other(z):
         return -tf.reduce_sum(tf.abs(z), -1)
@@ -132,11 +132,11 @@ def test_a_kernel_may_follow_the_results_before():
     np.testing.assert_allclose(run().trace, [0.02, 0.04, 0.08], rtol=1e-6)
 
 
-# What they cost.
+# The cost.
 
 
 class CountingDecoder(keras.Model):
-    """Counts its calls where they happen, in graphs and loops as well."""
+    """Counts its calls when they are executed, also in graphs and loops."""
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
@@ -181,7 +181,7 @@ MODEL_CLASSES = [tf_mcvae.LMCVAE, pytest.param(tf_mcvae.AMCVAE, marks=pytest.mar
 
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 def test_one_decoder_call_a_state(model_class):
-    """With the gradient, too: nothing is evaluated a second time on the way back."""
+    """The backward pass does not call the decoder again."""
     model = counting_model(model_class, num_transitions=5, num_samples=3)
     tf.function(value_and_gradients(model, lambda x: model.log_weights(x, seed=1)))(X)
     assert model.decoder.counted() == 6
@@ -213,7 +213,7 @@ def test_graph_does_not_grow_with_the_number_of_transitions(model_class):
     assert num_nodes(3) == num_nodes(30)
 
 
-# Where they run.
+# Modes of execution.
 
 
 def everything_learned(model_class):
@@ -234,7 +234,7 @@ CASES = {
 }
 
 
-@pytest.mark.slow  # The recorded gradients of tests/test_fixtures.py are taken in all modes, too.
+@pytest.mark.slow  # tests/test_fixtures.py checks recorded gradients in all modes.
 @pytest.mark.parametrize("name", CASES)
 def test_same_weights_and_gradients_eager_graph_xla(name):
     compute = value_and_gradients(*CASES[name]())

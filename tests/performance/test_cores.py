@@ -21,7 +21,7 @@ SHAPE = trained.SHAPE
 @pytest.fixture
 def parts(monkeypatch):
     """Sets the number of parts as `parallelize_over_batch` does, but not TensorFlow's threads."""
-    monkeypatch.setattr(plan, "FEWEST_WEIGHTS_TO_DIVIDE", 0)  # Tests' networks are small.
+    monkeypatch.setattr(plan, "FEWEST_WEIGHTS_TO_DIVIDE", 0)  # The networks of tests are small.
     with contextlib.ExitStack() as stack:
         yield lambda count: stack.enter_context(cores.dividing(count))
 
@@ -68,7 +68,7 @@ CASES = [
 def test_training_evaluation_and_predictions_are_those_of_whole_batches(
     case, compiled, fitted, parts
 ):
-    """With a penalty in all; of 17 examples the last batch has one, and leaves parts empty."""
+    """With a penalty on weights; the last batch has one of the 17 examples, so parts are empty."""
     results = []
     for count in (1, 3):
         parts(count)
@@ -80,7 +80,7 @@ def test_training_evaluation_and_predictions_are_those_of_whole_batches(
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_what_is_not_divided(jit, parts):
-    """XLA's steps, and training of networks with a state: the same numbers to the last bit."""
+    """Steps that XLA compiles, and training of networks with a state, do not change by a bit."""
     weights = []
     for count in (1, 3):
         parts(count)
@@ -98,7 +98,7 @@ def test_what_is_not_divided(jit, parts):
 
 
 def test_small_dense_networks_are_not_divided(parts, monkeypatch):
-    """Nor would it pay: calling their operations dominates a step."""
+    """Op dispatch dominates their steps, so dividing them would not pay."""
     parts(3)
     divided = []
     monkeypatch.setattr(cores, "divided", lambda *args: divided.append(args))
@@ -150,14 +150,14 @@ def test_threads_are_set_before_tensorflow_computes():
         "print(tf.config.threading.get_intra_op_parallelism_threads())",
         "print(tf.config.threading.get_inter_op_parallelism_threads())",
         "tf.zeros([])",
-        "tf_mcvae.parallelize_over_batch(3)",  # As it is already.
+        "tf_mcvae.parallelize_over_batch(3)",  # No change.
         "print(tf_mcvae.performance.cores.num_parts())",
     )
     assert printed == ["0", "1", "3", "3"]
 
 
 def test_one_core_undoes_what_can_be_undone():
-    """All of it before TensorFlow computes; after that batches are whole, the threads fixed."""
+    """Before TensorFlow computes, everything; later batches are whole but the threads stay."""
     printed = run(
         "import tensorflow as tf, tf_mcvae",
         "threading = tf.config.threading",

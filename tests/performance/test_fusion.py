@@ -1,4 +1,4 @@
-"""Where small operations become single loops, and where they must not."""
+"""Where small operations are fused into loops, and where they must not be."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ SPEC = tf.TensorSpec([None, *SHAPE])
 
 
 def has_loops(function):
-    """Whether the graph of a function, traced by now, has parts that XLA is to compile."""
+    """Whether the graph of a function, which is traced here, has parts for XLA to compile."""
     graph = function.get_concrete_function(SPEC).graph.as_graph_def()
     return any("_XlaMustCompile" in library.attr for library in graph.library.function)
 
@@ -33,7 +33,7 @@ def has_loops(function):
 def test_only_a_fusing_graph_has_loops(function):
     assert has_loops(fusing_graph(function))
     assert not has_loops(tf.function(function))
-    with fusing():  # Not eagerly, nor in graphs that are made without asking for it.
+    with fusing():  # Neither eagerly nor in other graphs.
         assert not has_loops(tf.function(function))
 
 
@@ -65,7 +65,7 @@ def test_a_training_step_is_fused_unless_xla_compiles_it(jit, monkeypatch):
 
 @pytest.mark.slow
 def test_gradients_of_the_whole_model_are_those_of_the_plain_graph():
-    """Through a transition and so through second derivatives."""
+    """Through a transition, and therefore through second derivatives."""
     model, seed = conv_model(tf_mcvae.LMCVAE, num_transitions=1), tf.constant([1, 2, 0])
     variables = [variable.value for variable in model.trainable_variables]
 
@@ -83,7 +83,7 @@ def test_gradients_of_the_whole_model_are_those_of_the_plain_graph():
 
 @keras.saving.register_keras_serializable("test_fusion")
 class TracedGelu(keras.layers.Layer):
-    """A user's layer, whose traces TensorFlow keeps."""
+    """A user's layer with a `tf.function`, whose traces TensorFlow keeps."""
 
     @tf.function
     def call(self, x, training=None):
@@ -92,7 +92,7 @@ class TracedGelu(keras.layers.Layer):
 
 @pytest.mark.parametrize("is_exported_first", [False, True])
 def test_a_users_own_tf_function_takes_no_loops_into_an_export(is_exported_first, tmp_path):
-    """First traced in `fit` or in the export: XLA is in neither."""
+    """Whether it is first traced in `fit` or in the export, no export contains XLA."""
     encoder = keras.Sequential([TracedGelu(), keras.layers.Flatten(), keras.layers.Dense(4)])
     model = tf_mcvae.VAE(encoder, tf_mcvae.Decoder(SHAPE))
     model.build((None, *SHAPE))
@@ -101,7 +101,7 @@ def test_a_users_own_tf_function_takes_no_loops_into_an_export(is_exported_first
     if is_exported_first:
         tf_mcvae.export_saved_model(model, tmp_path)
     model.fit(x, validation_data=(x,), verbose=0)
-    assert has_loops(tf.function(model.train_step, autograph=False))  # Of the decoder.
+    assert has_loops(tf.function(model.train_step, autograph=False))  # Those of the decoder.
     tf_mcvae.export_saved_model(model, tmp_path)
     graphs = [path.read_bytes() for path in tmp_path.rglob("saved_model.pb")]
     assert len(graphs) == 1 + is_exported_first
@@ -132,7 +132,7 @@ def dense_model(cls, jit_compile, decoder=None):
     return model
 
 
-# What a user may write himself, and XLA may not know.
+# Layers of users, which XLA may not support.
 
 
 def sequential():
@@ -191,7 +191,7 @@ def test_auto_compiles_the_training_of_dense_networks_with_moves(
 
 
 def test_auto_leaves_evaluation_a_graph():
-    """It comes in as many sizes as there are requests, and gains little."""
+    """Its batches have many sizes, and it gains little."""
     model = dense_model(tf_mcvae.LMCVAE, "auto")
     assert not has_loops(tf.function(model.test_step, autograph=False))
 

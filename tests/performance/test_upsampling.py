@@ -1,4 +1,4 @@
-"""Resizes, and convolutions of what they make, against NumPy and each other."""
+"""Resizes, and convolutions after them, against NumPy and each other."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def rng():
 @each_size
 @each_mode
 def test_nearest_resize_and_its_derivatives(before, after, mode):
-    """A linear map: the gradient of `|resize(x)|²/2` is the adjoint, and linear itself."""
+    """Resizing is linear, and the gradient of `|resize(x)|²/2` is linear in x."""
     x = tf.constant(rng().normal(size=(2, *before, 3)))
     direction = tf.constant(rng().normal(size=(2, *before, 3)))
 
@@ -44,7 +44,7 @@ def test_nearest_resize_and_its_derivatives(before, after, mode):
 
     y, first, second = mode(run)(x, direction)
     np.testing.assert_array_equal(y, numpy_resize(x.numpy(), *after))
-    # How often each pixel is copied, from the resize of its number.
+    # How often each pixel is copied, from a resize of the pixels' numbers.
     numbers = np.arange(np.prod(before)).reshape(1, *before, 1)
     copies = np.bincount(numpy_resize(numbers, *after).ravel(), minlength=numbers.size)
     copies = copies.reshape(numbers.shape)
@@ -54,7 +54,7 @@ def test_nearest_resize_and_its_derivatives(before, after, mode):
 
 @pytest.mark.parametrize("size", [(6, 6), (7, 7)])
 def test_xla_differentiates_loops_over_resizes_of_unknown_batches(size):
-    """A gradient that takes sizes from the graph is refused there."""
+    """XLA refuses a gradient that takes sizes from the graph."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, 3, 3, 1])], jit_compile=True)
     def gradient(x):
@@ -64,7 +64,7 @@ def test_xla_differentiates_loops_over_resizes_of_unknown_batches(size):
         y = tf.while_loop(lambda i, _: i < 2, body, (0, x), maximum_iterations=2)[1]
         return tf.gradients(y, x)
 
-    # An image of one value c ends as c^4 in nine pixels.
+    # An image with the value c everywhere becomes c^4 in nine pixels.
     x = np.full([2, 3, 3, 1], 2.0, np.float32)
     assert np.sum(gradient(x)[0][0]) == pytest.approx(9 * 4 * 2.0**3)
 
@@ -88,7 +88,7 @@ def test_upsampled_conv_is_a_convolution_of_the_resized_image(before, after, mod
 @each_size
 @each_mode
 def test_derivatives_of_upsampled_conv(before, after, mode):
-    """First ones, and those of their squared norm, as TensorFlow's own convolution has them."""
+    """First derivatives, and those of their squared norm, equal those of TensorFlow's operation."""
 
     def plain(images, kernel, bias, height, width):
         return tf.nn.conv2d(nearest_resize(images, height, width), kernel, 1, "SAME") + bias
@@ -113,7 +113,7 @@ def test_derivatives_of_upsampled_conv(before, after, mode):
 
 @each_mode
 def test_zeros_around_an_image_hide_what_is_not_finite(mode):
-    """An infinite pixel reaches its neighbours, and nothing else."""
+    """An infinite pixel affects its neighbours, and nothing else."""
     images, kernel, bias = small_conv((3, 3))
     images = tf.tensor_scatter_nd_update(images, [[0, 0, 0, 0]], [np.inf])
     outputs = mode(lambda *args: upsampled_conv(*args, 6, 6))(images, kernel, bias)
