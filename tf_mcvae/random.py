@@ -143,7 +143,7 @@ def normal(shape: Any, seed: Seed) -> tf.Tensor:
     return np.float32(np.sqrt(2.0)) * tf.math.erfinv(centred)
 
 
-def shape_of(tensor: tf.Tensor) -> list[Any]:
+def shape_of(tensor: tf.Tensor) -> list[int | tf.Tensor]:
     """Returns the sizes of the axes, as integers where they are known."""
     dynamic = tf.shape(tensor)
     return [dynamic[i] if size is None else size for i, size in enumerate(tensor.shape)]

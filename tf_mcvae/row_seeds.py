@@ -44,7 +44,7 @@ class RowSeed(tf.experimental.ExtensionType):
         """Returns the seed that belongs to the integer `data` under this one."""
         raise NotImplementedError
 
-    def of_rows(self, size: Any, num_rows: Any) -> tf.Tensor:
+    def of_rows(self, size: int | tf.Tensor, num_rows: int | tf.Tensor | None) -> tf.Tensor:
         """Draws `size` integers for each row, `[B, size]`."""
         raise NotImplementedError
 
@@ -71,12 +71,12 @@ class NumberedRows(RowSeed):
         parts = tf.unstack(tf.random.split(self.seed, num, alg=ALGORITHM))
         return [NumberedRows(part, self.first_row) for part in parts]
 
-    def fold_in(self, data: Any) -> RowSeed:
+    def fold_in(self, data: int | tf.Tensor) -> RowSeed:
         """Returns the seed that belongs to the integer `data`, for the same rows."""
         folded = tf.random.fold_in(self.seed, data, alg=ALGORITHM)
         return NumberedRows(folded, self.first_row)
 
-    def of_rows(self, size: Any, num_rows: Any) -> tf.Tensor:
+    def of_rows(self, size: int | tf.Tensor, num_rows: int | tf.Tensor | None) -> tf.Tensor:
         """Draws `[B, size]`; the generator's counter starts where the first row begins."""
         blocks = (size + 3) // 4  # One count of the generator gives four integers.
         start = tf.cast(self.first_row, tf.uint64) * tf.cast(blocks, tf.uint64)
@@ -112,13 +112,13 @@ class SeedPerRow(RowSeed):
         parts = tf.reshape(self.of_rows(2 * num, None), [-1, num, 2])
         return [SeedPerRow(part) for part in tf.unstack(parts, axis=1)]
 
-    def fold_in(self, data: Any) -> RowSeed:
+    def fold_in(self, data: int | tf.Tensor) -> RowSeed:
         """Returns each row's seed that belongs to `data`, a scalar or one integer per row."""
         first = self.of_rows(1, None)[:, 0]
         data = tf.broadcast_to(tf.cast(data, tf.int32), tf.shape(first))
         return SeedPerRow(tf.stack([first, data], axis=1))
 
-    def of_rows(self, size: Any, num_rows: Any) -> tf.Tensor:
+    def of_rows(self, size: int | tf.Tensor, num_rows: int | tf.Tensor | None) -> tf.Tensor:
         """Draws `[B, size]`, the numbers that TensorFlow's operation returns for each seed.
 
         The operation takes one seed. It is called once per row if there is a single row or the rows
@@ -149,7 +149,7 @@ class SeedPerRow(RowSeed):
         )
 
 
-def _integers_at_once(seeds: tf.Tensor, size: Any) -> tf.Tensor:
+def _integers_at_once(seeds: tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
     """Draws `[B, size]` from seeds `[B, 2]`, by the algorithm of TensorFlow's operation."""
     # As TensorFlow does, a first run of Philox turns the seed into the key and half of the counter.
     low, high = _halves(tf.bitcast(tf.cast(tf.transpose(seeds), tf.int64), tf.uint64))

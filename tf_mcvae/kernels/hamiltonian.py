@@ -57,7 +57,7 @@ class UncalibratedHamiltonian(AnnealedKernel):
     def __init__(
         self,
         target_log_prob_fn: LogProbFn | AnnealedPath,
-        step_size: Any,
+        step_size: tf.Tensor | float,
         num_leapfrog_steps: int,
         inverse_temperature: tf.Tensor | float = 1.0,
         momentum_persistence: float = 0.0,
@@ -147,7 +147,7 @@ class HamiltonianMonteCarlo(MetropolisHastings):
     def __init__(
         self,
         target_log_prob_fn: LogProbFn | AnnealedPath,
-        step_size: Any,
+        step_size: tf.Tensor | float,
         num_leapfrog_steps: int,
         inverse_temperature: tf.Tensor | float = 1.0,
         acceptance: Acceptance = "metropolis",

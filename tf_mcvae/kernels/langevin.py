@@ -94,7 +94,7 @@ class UnadjustedLangevin(AnnealedKernel):
     def __init__(
         self,
         target_log_prob_fn: LogProbFn | AnnealedPath,
-        step_size: Any,
+        step_size: tf.Tensor | float,
         inverse_temperature: tf.Tensor | float = 1.0,
         *,
         forward_drift: DriftFn = score_drift,
@@ -207,7 +207,7 @@ class MetropolisAdjustedLangevin(MetropolisHastings):
     def __init__(
         self,
         target_log_prob_fn: LogProbFn | AnnealedPath,
-        step_size: Any,
+        step_size: tf.Tensor | float,
         inverse_temperature: tf.Tensor | float = 1.0,
         acceptance: Acceptance = "metropolis",
     ) -> None:

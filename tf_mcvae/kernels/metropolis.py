@@ -48,7 +48,10 @@ class MetropolisHastings(tfp.mcmc.TransitionKernel):
         return self.inner_kernel.bootstrap_results(init_state)
 
     def one_step(
-        self, current_state: tf.Tensor, previous_kernel_results: TransitionResults, seed: Any = None
+        self,
+        current_state: tf.Tensor,
+        previous_kernel_results: TransitionResults,
+        seed: random.SeedLike | None = None,
     ) -> tuple[tf.Tensor, TransitionResults]:
         """Proposes a state and accepts or rejects it; arguments as in `AnnealedKernel.one_step`."""
         proposal_seed, test_seed = random.split(required_seed(seed))

@@ -115,7 +115,7 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
     def __init__(
         self,
         target_log_prob_fn: LogProbFn | AnnealedPath,
-        step_size: Any,
+        step_size: tf.Tensor | float,
         inverse_temperature: tf.Tensor | float = 1.0,
     ) -> None:
         self._parameters: dict[str, Any] = {
@@ -185,7 +185,10 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
         return change + (proposal.log_ratio if own is None else own)
 
     def one_step(
-        self, current_state: tf.Tensor, previous_kernel_results: TransitionResults, seed: Any = None
+        self,
+        current_state: tf.Tensor,
+        previous_kernel_results: TransitionResults,
+        seed: random.SeedLike | None = None,
     ) -> tuple[tf.Tensor, TransitionResults]:
         """Takes the proposal, whatever the result of the acceptance test.
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import keras
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tf_mcvae import random
 from tf_mcvae.checks import check_positive_integer
@@ -37,7 +38,7 @@ class Transition(NamedTuple):
     step_size: tf.Tensor
     inverse_temperature: tf.Tensor
     batch: Batch
-    posterior: Any
+    posterior: tfp.distributions.Distribution
 
 
 class AnnealedVAE(MonteCarloVAE):

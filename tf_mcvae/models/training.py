@@ -179,7 +179,7 @@ class TrainedModel(keras.Model):
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function of a training step as Keras does, after building the optimizer.
 
-        TensorFlow would trace a step that makes variables twice.
+        TensorFlow traces a step twice if it makes variables, such as those of an optimizer.
         """
         if not self.optimizer.built:
             with distribute.scope_of(self):
@@ -302,7 +302,7 @@ class TrainedModel(keras.Model):
 
     def _differentiate(
         self, batch: Batch, seed: random.Seed, total: tf.Tensor
-    ) -> tuple[Estimate, list[Any]]:
+    ) -> tuple[Estimate, list[tf.Tensor | None]]:
         """Returns the estimate, and its part of the gradient of the whole batch's loss.
 
         As in Keras, that loss is the sum of the weighted values, divided by their number.
@@ -373,7 +373,7 @@ def _joined(parts: Sequence[Estimate]) -> Estimate:
     )
 
 
-def _added(parts: Sequence[list[Any]]) -> list[Any]:
+def _added(parts: Sequence[list[tf.Tensor | None]]) -> list[tf.Tensor | None]:
     """Adds the gradients of a batch's parts; None stays None."""
     if len(parts) == 1:
         return parts[0]

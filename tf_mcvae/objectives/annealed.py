@@ -15,12 +15,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tf_mcvae import random
 from tf_mcvae.kernels.path import AnnealedPath, LogProbFn
 from tf_mcvae.kernels.transition import TransitionResults
 
-KernelFn = Callable[[tf.Tensor, TransitionResults | None], Any]
+KernelFn = Callable[[tf.Tensor, TransitionResults | None], tfp.mcmc.TransitionKernel]
 TraceFn = Callable[[tf.Tensor, TransitionResults], Any]
 
 
