@@ -179,7 +179,7 @@ def weights_of(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_run_goes_on_after_a_worker_is_lost(lost, tmp_path):
+def test_a_run_continues_after_a_worker_is_lost(lost, tmp_path):
     """It ends with the weights of an uninterrupted run on one device."""
     finish(start_run(tmp_path, "mirrored", "alone"))
     ports, history = free_ports(), tmp_path / "run" / "history.csv"

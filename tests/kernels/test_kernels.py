@@ -254,7 +254,7 @@ def test_langevin_log_ratio_is_that_of_the_two_densities():
     np.testing.assert_allclose(results.log_ratio, expected, rtol=1e-4)
 
 
-def test_skip_threshold_undoes_unlikely_moves():
+def test_skip_threshold_undoes_unlikely_proposals():
     """Against the rule in NumPy, which undoes proposals of MH probability <= threshold."""
     state = TARGET.sample(1000, seed=1)
     plain = kernels.UnadjustedLangevin(TARGET.log_prob, 0.5)

@@ -90,3 +90,14 @@ def test_a_plain_target_has_a_constant_base():
     np.testing.assert_allclose(ends.log_prob(1.0), target(STATE), rtol=1e-12)
     np.testing.assert_allclose(ends.score(0.5), 0.5 * ends.score_p, rtol=1e-12)
     assert AnnealedPath.from_target(path) is path
+
+
+def test_reversed_paths():
+    path = AnnealedPath(lambda z: -(z**2), lambda z: -((z - 1.0) ** 2))
+    state = tf.constant([0.3])
+    np.testing.assert_array_equal(
+        path.reversed().endpoints(state).log_prob(0.25), path.endpoints(state).log_prob(0.75)
+    )
+    recomputed = AnnealedPath(lambda z: -(z**2), lambda z, w: w * z, [tf.constant(2.0)])
+    with pytest.raises(ValueError, match=r"no reverse.*Received: 1 recomputed"):
+        recomputed.reversed()

@@ -295,7 +295,7 @@ RESUMED = (
 @pytest.mark.parametrize(
     "case", [pytest.param(c, marks=[pytest.mark.slow] * (c not in RESUMED)) for c in CASES]
 )
-def test_saved_model_goes_on_in_a_fresh_process(case, trained, resumed):
+def test_saved_model_continues_in_a_fresh_process(case, trained, resumed):
     """With the optimizer, counters, step sizes and schedules, as without an interruption."""
     model, _, halfway = trained(case)
     np.testing.assert_allclose(resumed[f"{case}/bound"], halfway.bound, rtol=1e-6)
@@ -730,7 +730,7 @@ def test_fixed_steps_stay(case, trained):
         np.testing.assert_allclose(model.step_size.values(), [[0.05, 0.1]] * K)
 
 
-def test_skip_threshold_undoes_moves(trained):
+def test_skip_threshold_undoes_proposals(trained):
     model = trained("LMCVAE-skip")[0]
     other = make(lambda: LMCVAE(*dense(), num_transitions=K, step_size=0.5))
     other.set_weights(model.get_weights())

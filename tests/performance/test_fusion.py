@@ -183,7 +183,7 @@ def own_likelihood_that_says_so(*networks):
         pytest.param(OwnModel, "auto", None, False, id="own model", marks=pytest.mark.slow),
     ],
 )
-def test_auto_compiles_the_training_of_dense_networks_with_moves(
+def test_auto_compiles_the_training_of_dense_networks_with_transitions(
     cls, jit_compile, decoder, is_compiled
 ):
     model = dense_model(cls, jit_compile, decoder and decoder())

@@ -61,7 +61,7 @@ def images_spec(model: MonteCarloVAE, data: Any) -> tf.TensorSpec:
     return tf.TensorSpec([None, *model.event_shape], tf.float32)
 
 
-# Of a seed for the rows of a chunk.
+# The signature of a seed for the rows of a chunk.
 SEED_SPEC = random.NumberedRows.Spec(tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.int32))
 
 

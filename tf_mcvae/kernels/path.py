@@ -79,7 +79,12 @@ class AnnealedPath:
         return cls(lambda state: tf.zeros_like(target(state)), target)
 
     def reversed(self) -> "AnnealedPath":
-        """Returns the path with its ends exchanged."""
+        """Returns the path with its ends exchanged; not for a path that is recomputed."""
+        if self.recomputed:
+            raise ValueError(
+                "A path whose target is computed again in the backward pass has no reverse: make "
+                f"it without `recomputed`. Received: {len(self.recomputed)} recomputed tensors"
+            )
         return AnnealedPath(self.target_log_prob_fn, self.base_log_prob_fn)
 
     def endpoints(self, state: tf.Tensor) -> Endpoints:

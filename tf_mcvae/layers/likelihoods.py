@@ -119,7 +119,7 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
         return self.elementwise(_wide(parameters)).mean()
 
     def sample(
-        self, parameters: tf.Tensor, seed: int | tf.Tensor, event_ndims: int = 3
+        self, parameters: tf.Tensor, seed: random.SeedLike, event_ndims: int = 3
     ) -> tf.Tensor:
         """Draws `x ~ p(x|z)`. A seed gives the same numbers in eager, graph and XLA execution.
 

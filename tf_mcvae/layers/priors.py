@@ -15,8 +15,9 @@ _LOG_2PI = math.log(2.0 * math.pi)
 class Prior(keras.layers.Layer):
     """Base of the priors `p(z)`.
 
-    A subclass defines `log_prob` and `sample`. If part of the density does not depend on z, it also
-    defines `bind`, so that this part is computed once a step and not at every transition.
+    A subclass defines `log_prob`, `sample` and `kl_divergence`. If part of the density does not
+    depend on z, it also defines `bind`, so that this part is computed once a step and not at every
+    transition.
     """
 
     def log_prob(self, z: tf.Tensor) -> tf.Tensor:
@@ -25,6 +26,10 @@ class Prior(keras.layers.Layer):
 
     def sample(self, shape: Any, seed: random.Seed) -> tf.Tensor:
         """Draws latents of shape `[S, B, D]`."""
+        raise NotImplementedError
+
+    def kl_divergence(self, loc: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        """Returns `KL(N(loc, scale^2) || p)` of each dimension in nats, `[B, D]`."""
         raise NotImplementedError
 
     def bind(self) -> Callable[[tf.Tensor], tf.Tensor]:
