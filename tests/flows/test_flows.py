@@ -407,7 +407,8 @@ def gap_after_training(model_class, **kwargs):
     """The gap between evidence and ELBO after training the encoder with a fixed decoder."""
     keras.utils.set_random_seed(0)
     encoder, decoder = keras.Sequential([keras.layers.Dense(4)]), keras.Sequential([Bend()])
-    model = model_class(encoder, decoder, tf_mcvae.Gaussian(0.3), num_samples=50, **kwargs)
+    likelihood = tf_mcvae.Gaussian(0.3)
+    model = model_class(encoder, decoder, likelihood=likelihood, num_samples=50, **kwargs)
     model.compile(keras.optimizers.Adam(0.02))
     x = np.zeros([400, 1], np.float32)
     model.fit(x, batch_size=1, verbose=0)
