@@ -42,9 +42,10 @@ print(platform.python_version(), *map(importlib.metadata.version, sys.argv[1:]),
 END
 }
 
-# Prints the number before the word $2 in the last line of pytest's output $1, or 0.
+# Prints the number before the word $2 in the summary of pytest's output $1, or 0. Libraries may
+# still write lines after the summary.
 count() {
-  tail -n 1 "$1" | grep -oP "[0-9]+(?= $2)" || echo 0
+  grep -P " in [0-9.]+s" "$1" | tail -n 1 | grep -oP "[0-9]+(?= $2)" || echo 0
 }
 
 versions=()

@@ -102,7 +102,7 @@ class TestMap:
 
     def test_without_a_seed_is_refused(self):
         model = make_model()
-        with pytest.raises(ValueError, match=r"Inside a tf\.function a `seed` must be given"):
+        with pytest.raises(ValueError, match=r"Inside a tf\.function, pass a `seed`"):
             mapped(lambda number, x: [model.posterior_sample(x)[0]], None)
 
     def test_bytes_and_models_without_weights_are_refused(self):
