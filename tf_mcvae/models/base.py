@@ -16,7 +16,7 @@ from tf_mcvae.models.batch import Array, Batch
 from tf_mcvae.models.generative import GenerativeModel, LogProbFn
 from tf_mcvae.models.inputs import check_floats, check_inputs
 from tf_mcvae.models.posterior import diagonal_normal, latent_dim_of, loc_and_scale
-from tf_mcvae.models.training import CALL_STREAM, TrainedModel
+from tf_mcvae.models.training import CALL_STREAM, Estimate, TrainedModel
 from tf_mcvae.objectives.bounds import iwae
 
 LikelihoodLike = Literal["bernoulli", "gaussian"] | str | dict[str, Any] | Likelihood
@@ -26,9 +26,9 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
     """Base of the models: an encoder, a generative model, and a bound on `log p(x)`.
 
     The generative model is `p(x, z) = N(z; 0, I) p(x|z)`, the encoder's posterior
-    `q(z|x) = N(loc(x), diag(scale(x)^2))`. A subclass defines the loss (`estimate`), and may define
-    other log weights (`weigh`). Train with `compile(optimizer)` and `fit` on batches of `x` or
-    `(x, y)`; `y` is ignored.
+    `q(z|x) = N(loc(x), diag(scale(x)^2))`. A subclass may define the log weights
+    (`weigh`), the bound that is made of them (`bound_of`), and the loss (`estimate`). Train with
+    `compile(optimizer)` and `fit` on batches of `x` or `(x, y)`; `y` is ignored.
 
     Args:
         encoder: Any Keras model that maps `x [B, ...]` to `[B, 2 D]`: location and log variance.
@@ -179,6 +179,11 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         """Returns log weights `[S, B]` with `E[exp(log_weights)] = p(x)`, in nats."""
         # The first of two seeds, with which annealed models draw the same first states.
         return self.weigh_encoder(batch, random.split(seed)[0], num_samples, training)
+
+    def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
+        """Evaluates the bound on a batch; the loss is minus the bound."""
+        bound = self.bound_of(self.weigh(batch, seed, self.num_samples, training))
+        return Estimate(-bound, bound, {})
 
     # Methods for users.
 

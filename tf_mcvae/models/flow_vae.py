@@ -5,12 +5,9 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from tf_mcvae import random
 from tf_mcvae.flows import Flow, FlowStack
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
-from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.generative import LogProbFn
-from tf_mcvae.models.training import Estimate
 from tf_mcvae.objectives.bounds import elbo
 
 FlowName = Literal["realnvp", "iaf", "bnaf"]
@@ -105,11 +102,6 @@ class FlowVAE(MonteCarloVAE):
             return log_joint(z) + log_det
 
         return log_prob
-
-    def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
-        """Evaluates the ELBO on a batch."""
-        bound = elbo(self.weigh(batch, seed, self.num_samples, training))
-        return Estimate(-bound, bound, {})
 
     def bound_of(self, log_weights: tf.Tensor) -> tf.Tensor:
         """Returns the ELBO estimate `mean_s log w_s`, `[B]`, from log weights `[S, B]`."""

@@ -69,8 +69,7 @@ class IWAE(MonteCarloVAE):
     def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
         """Evaluates the importance-weighted bound on a batch."""
         if self.gradient == "plain" or not training:
-            bound = iwae(self.weigh(batch, seed, self.num_samples, training))
-            return Estimate(-bound, bound, {})
+            return super().estimate(batch, seed, training)
         posterior = self.posterior(batch, training)
         z = self.draw_posterior(posterior, self.num_samples, random.split(seed)[0])
         normal = posterior.distribution
