@@ -273,7 +273,7 @@ class TestArrays:
             (np.full((9, 4, 4), -0.5), r"must be in \[0, 1\].*minimum=-0.5"),
             (np.full((9, 4, 4), np.nan), "NaN.*Received: array with shape"),
             (np.full((9, 4, 4), np.inf), "maximum=inf"),
-            (np.eye(9, dtype=np.uint8)[None], r"astype\(bool\)"),
+            (np.zeros((9, 3, 8, 8), np.uint8), r"np\.moveaxis\(x, 1, -1\).*shape=\(9, 3, 8, 8\)"),
             (np.zeros((0, 4, 4), np.uint8), r"not empty.*shape=\(0, 4, 4\)"),
             (np.zeros((9, 16), np.uint8), r"\[N, H, W\].*shape=\(9, 16\)"),
             (np.zeros((1, 4, 4), np.uint8), "Too few.*for test.*Received: 1 examples"),
@@ -409,7 +409,7 @@ class TestFolders:
 
     def test_with_a_damaged_image(self, tmp_path):
         (tmp_path / "0.png").write_bytes(b"no image")
-        with pytest.raises(ValueError, match=r"cannot be decoded. Received: '.*0\.png'"):
+        with pytest.raises(ValueError, match=r"cannot be decoded .* Received: '.*0\.png'"):
             load(tmp_path)
 
     def test_grey_becomes_colour_where_it_is_not_looked_at(self, images, tmp_path):
@@ -422,8 +422,8 @@ class TestFolders:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"no image", "This image cannot be decoded. Received: "),
-            (b"", "This image cannot be decoded. Received: "),
+            (b"no image", r"This image cannot be decoded .* Received: "),
+            (b"", r"This image cannot be decoded .* Received: "),
             (np.zeros([6, 5, 3], np.uint8), "grey, and this one is in colour; convert it"),
             (
                 np.zeros([6, 4, 1], np.uint8),

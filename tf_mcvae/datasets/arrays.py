@@ -80,8 +80,13 @@ def as_pixels(array: NDArray[Any], label: str) -> NDArray[Any]:
         array = array[..., np.newaxis]
     if array.ndim != 4 or array.size == 0:
         raise ValueError(f"Images need a shape [N, H, W] or [N, H, W, C], not empty. {received}")
-    if array.dtype == np.uint8 and array.max() == 1:
-        raise ValueError(f"Convert uint8 pixels of 0 and 1 by `astype(bool)`. {received}")
+    if _is_channels_first(array.shape):
+        raise ValueError(
+            "Images need their channels last, [N, H, W, C]: convert them by "
+            f"`np.moveaxis(x, 1, -1)`. {received}"
+        )
+    if array.dtype.kind in "iu" and array.min() >= 0 and array.max() == 1:
+        array = array.astype(bool)  # As `uint8` they would be two nearly equal shades of black.
     if array.dtype in (np.uint8, np.bool_):
         return array
     if array.dtype.kind != "f":
@@ -95,3 +100,8 @@ def as_pixels(array: NDArray[Any], label: str) -> NDArray[Any]:
             f"{received}, minimum={low}, maximum={high}"
         )
     return array.astype(np.float32)
+
+
+def _is_channels_first(shape: tuple[int, ...]) -> bool:
+    """Returns whether a shape can only be `[N, C, H, W]`: few rows, and many channels."""
+    return shape[1] <= 4 < shape[3] and shape[1] < shape[2]

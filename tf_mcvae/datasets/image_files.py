@@ -3,14 +3,41 @@
 import array
 import itertools
 import os
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from tf_mcvae.datasets.split_names import is_only_split, splits_said
 from tf_mcvae.datasets.streams import LOOKED_AT, Window, permuted
 
 _BLOCK = 256  # Names in one string; a string of all names would be copied into every graph.
+
+# Folders that systems make for themselves: resource forks, thumbnails, deleted files.
+_OF_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found")
+
+# A quick look at a name, since a folder may have millions.
+_MAY_SAY_SPLIT = re.compile(rb"tr(ai)?n|val|dev|te?st|h(o|e)ld", re.IGNORECASE)
+
+_PNG, _BITS_AT, _SIXTEEN = b"\x89PNG\r\n\x1a\n", 24, b"\x10"  # The place of the bit depth.
+
+
+def is_hidden(name: str) -> bool:
+    """Returns whether a file or folder of this name is not the user's own data."""
+    return name.startswith(".") or name in _OF_SYSTEMS
+
+
+def decode_image(encoded: tf.Tensor) -> tf.Tensor:
+    """Decodes a PNG, JPEG or BMP to `uint8`, `[H, W, C]`; fails for 16 bits a channel.
+
+    TensorFlow would keep the upper 8 bits, which are zeros in many such images.
+    """
+    is_png = tf.strings.substr(encoded, 0, len(_PNG)) == _PNG
+    has_16_bits = tf.strings.substr(encoded, _BITS_AT, 1) == _SIXTEEN
+    has_8_bits = tf.debugging.Assert(~(is_png & has_16_bits), ["16 bits a channel"])
+    with tf.control_dependencies([has_8_bits] if has_8_bits is not None else []):
+        return tf.io.decode_image(encoded, expand_animations=False)
 
 
 class Files:
@@ -68,7 +95,7 @@ class Files:
 
     def decode(self, item: tf.Tensor) -> tf.Tensor:
         """Reads and decodes a file."""
-        return tf.io.decode_image(tf.io.read_file(item), expand_animations=False)
+        return decode_image(tf.io.read_file(item))
 
     def name(self, number: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
         """Returns the path."""
@@ -82,11 +109,29 @@ def _names_below(base: bytes, folder: bytes, suffixes: tuple[bytes, ...]) -> Ite
         names = [
             entry.name + b"\0" if entry.is_dir(follow_symlinks=False) else entry.name
             for entry in entries
-            if entry.name.lower().endswith(suffixes) or entry.is_dir(follow_symlinks=False)
+            if (entry.name.lower().endswith(suffixes) or entry.is_dir(follow_symlinks=False))
+            and not is_hidden(os.fsdecode(entry.name))
         ]
+    _check_one_split(names, os.fsdecode(base + folder))
     names.sort()
     for name in names:
         if name.endswith(b"\0"):
             yield from _names_below(base, folder + name[:-1] + b"/", suffixes)
         else:
             yield folder + name
+
+
+def _check_one_split(names: Sequence[bytes], folder: str) -> None:
+    """Raises if the names in a folder that is read as one split are those of several splits."""
+    found: dict[str, str] = {}
+    for name in filter(_MAY_SAY_SPLIT.search, names):
+        text = os.fsdecode(name.rstrip(b"\0"))
+        stem = text if name.endswith(b"\0") else text.rpartition(".")[0]
+        if is_only_split(stem):
+            found.update(dict.fromkeys(splits_said(stem), text))
+    if len(found) > 1:
+        raise ValueError(
+            "Images of several splits lie in one folder: load the folder that holds the splits, or "
+            "put the images of each split into a folder train, validation or test of their own. "
+            f"Received: {' and '.join(map(repr, sorted(set(found.values()))[:3]))} in {folder!r}"
+        )

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.datasets.arrays import Images
-from tf_mcvae.datasets.records import SPLITS
 from tf_mcvae.datasets.sources import read_source
+from tf_mcvae.datasets.split_names import SPLITS
 from tf_mcvae.datasets.streams import FIXED_SEED, Size
 from tf_mcvae.random import as_seed, fold_in, split, uniform
 
@@ -78,14 +78,20 @@ def load(
     are read by TFDS (`pip install 'tf_mcvae[tfds]'`), which downloads them where they are missing;
     `fashionmnist` and `cifar` are accepted too. Your own data are
 
-    - an array `[N, H, W]` or `[N, H, W, C]`: `uint8`, `bool`, or floats in [0, 1];
+    - an array `[N, H, W]` or `[N, H, W, C]`: `uint8`, `bool`, integers 0 and 1, or floats in
+      [0, 1];
     - a `.npy` file, or a `.npz` file with the keys `x`, or `train` and optionally `validation` and
       `test`, or `x_train` and optionally `x_validation` and `x_test`;
-    - a folder of PNG, JPEG or BMP images, which is searched with its subfolders; or a folder with
-      such folders `train/` and optionally `validation/` and `test/`, which alone are read then;
+    - a folder of PNG, JPEG or BMP images with 8 bits a channel, which is searched with its
+      subfolders; or a folder with such folders `train/` and optionally `validation/` and `test/`,
+      which alone are read then;
     - a folder of TFRecord files, written by `write_records` or with images under the feature
       `"image"`, whose split is in the names of the files or of their folders; or the folder of a
       TFDS data set (with `dataset_info.json`).
+
+    Splits may have other usual names, in any case: `training`, `val`, `valid`, `dev`, `testing`,
+    `train2017`, `train_images`. A name that leaves the split unclear is refused. Hidden files and
+    folders are not read.
 
     In a folder, 16 images of each split are looked at first. If one of them is in colour, all
     images get three channels; otherwise they have one, and a colour image among the others is an

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeAlias
@@ -13,13 +12,13 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tf_mcvae.checks import check_positive_integer, require
+from tf_mcvae.datasets.image_files import decode_image, is_hidden
+from tf_mcvae.datasets.split_names import SPLITS, find_splits, split_of_file
 from tf_mcvae.datasets.streams import LOOKED_AT, Size, Stream, Window, permuted
 
 Image: TypeAlias = NDArray[np.uint8] | tf.Tensor
 
-SPLITS = ("train", "validation", "test")
 _MARK = ".tfrecord"
-_SPLIT = re.compile(rf"(?:^|[-_.])({'|'.join(SPLITS)})(?=[-_.])")
 TFDS_INFO = "dataset_info.json"
 _KEY = "image"
 
@@ -50,12 +49,11 @@ def tfds_shards(builder: Any) -> dict[str, "Shards"]:
         )
     return {
         part: Shards(
-            [os.fspath(path) for path in splits[part].filepaths],
-            splits[part].shard_lengths,
+            [os.fspath(path) for path in splits[name].filepaths],
+            splits[name].shard_lengths,
             lambda record: features.deserialize_example(record)[_KEY],
         )
-        for part in SPLITS
-        if part in splits
+        for part, name in find_splits(splits, "split", str(builder.data_path)).items()
     }
 
 
@@ -134,18 +132,42 @@ def _write_round_robin(images: Iterable[Image], paths: Sequence[str]) -> int:
 
 def _split_files(folder: pathlib.Path) -> dict[str, list[str]]:
     """Returns the TFRecord files of each split, by their folder or otherwise their name."""
-    parts = {part: _record_files(folder / part) for part in SPLITS if (folder / part).is_dir()}
-    if not any(parts.values()):
-        parts = {part: [] for part in SPLITS}
-        for path in _record_files(folder):
-            named = _SPLIT.search(os.path.basename(path))
-            parts[named[1] if named else SPLITS[0]].append(path)
-    return {part: paths for part, paths in parts.items() if paths}
+    here = _record_files(folder)
+    folders = {part: _record_files(path) for part, path in split_folders(folder).items()}
+    if any(folders.values()):
+        if here:
+            raise ValueError(
+                "TFRecord files must all be in folders of splits, or none of them. Received: "
+                f"{here[0]!r} beside {', '.join(folders)}"
+            )
+        return {part: paths for part, paths in folders.items() if paths}
+    parts: dict[str | None, list[str]] = {}
+    for path in here:
+        parts.setdefault(split_of_file(os.path.basename(path), os.fspath(folder)), []).append(path)
+    unnamed = parts.pop(None, [])
+    if unnamed and parts:
+        raise ValueError(
+            "The names of all TFRecord files must say their split, such as train-000.tfrecord, or "
+            f"none of them. Received: {unnamed[0]!r} beside files of {', '.join(map(str, parts))}"
+        )
+    return {SPLITS[0]: unnamed} if unnamed else {str(part): parts[part] for part in parts}
+
+
+def split_folders(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Returns the folders in a folder that are named as splits, by split."""
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if e.is_dir() and not is_hidden(e.name)]
+    found = find_splits(names, "folder", os.fspath(folder))
+    return {part: folder / name for part, name in found.items()}
 
 
 def _record_files(folder: pathlib.Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(os.fspath(entry.path) for entry in entries if _MARK in entry.name)
+        return sorted(
+            os.fspath(entry.path)
+            for entry in entries
+            if _MARK in entry.name and not is_hidden(entry.name)
+        )
 
 
 def _plain_shards(paths: Sequence[str]) -> "Shards":
@@ -155,8 +177,7 @@ def _plain_shards(paths: Sequence[str]) -> "Shards":
 def _decode_example(record: tf.Tensor) -> tf.Tensor:
     """Returns the image in a `tf.train.Example`."""
     feature = {_KEY: tf.io.FixedLenFeature([], tf.string)}
-    encoded = tf.io.parse_single_example(record, feature)[_KEY]
-    return tf.io.decode_image(encoded, expand_animations=False)
+    return decode_image(tf.io.parse_single_example(record, feature)[_KEY])
 
 
 def _count_records(path: str) -> int:

@@ -12,21 +12,22 @@ import threading
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tf_mcvae.checks import require
 from tf_mcvae.datasets.arrays import Held, Images, as_pixels
-from tf_mcvae.datasets.image_files import Files
-from tf_mcvae.datasets.records import SPLITS, TFDS_INFO, read_records, tfds_shards
+from tf_mcvae.datasets.image_files import Files, is_hidden
+from tf_mcvae.datasets.records import TFDS_INFO, read_records, split_folders, tfds_shards
+from tf_mcvae.datasets.split_names import SPLITS, find_splits, is_only_data, is_only_split
 from tf_mcvae.datasets.streams import Size, Stream, resize
 
 DataDir = str | os.PathLike[str] | None
 
-_NPZ_KEYS = (("x", "", ""), SPLITS, ("x_train", "x_validation", "x_test"))
 _DIGITS_TEST = 297
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 _MOST_HELD_BYTES = 2**28  # Splits of a folder that take more, as `uint8`, are streamed.
@@ -110,15 +111,25 @@ def _read_file(path: pathlib.Path, size: Size) -> dict[str, Images]:
         raise ValueError(
             f"NumPy cannot read this file: {error}. Received: {str(path)!r}"
         ) from error
-    for keys in _NPZ_KEYS:
-        if keys[0] in arrays:
-            pairs = zip(SPLITS, keys, strict=True)
-            found = {part: as_pixels(arrays[key], key) for part, key in pairs if key in arrays}
-            return {part: Held(array).resized(size) for part, array in found.items()}
-    raise ValueError(
-        "A .npz file needs the key 'x', or 'train' (and 'validation', 'test'), or 'x_train' (and "
-        f"'x_validation', 'x_test'). Received: {str(path)!r} with keys {sorted(arrays)}"
-    )
+    keys = _split_keys(arrays, path)
+    found = {part: as_pixels(arrays[key], key) for part, key in keys.items()}
+    return {part: Held(array).resized(size) for part, array in found.items()}
+
+
+def _split_keys(arrays: Mapping[str, NDArray[Any]], path: pathlib.Path) -> dict[str, str]:
+    """Returns the keys of a .npz file's images, by split; labels and the like have fewer axes."""
+    images = [key for key, array in arrays.items() if is_only_split(key) or array.ndim > 2]
+    keys = find_splits(images, "key", str(path))
+    unnamed = [key for key in arrays if is_only_data(key)]
+    if len(unnamed) == 1 and SPLITS[0] not in keys:
+        return {SPLITS[0]: unnamed[0], **keys}
+    if unnamed or SPLITS[0] not in keys:
+        raise ValueError(
+            "A .npz file needs the key 'x', or 'train' (and 'validation', 'test'), or 'x_train' "
+            "(and 'x_validation', 'x_test'), and no other images. "
+            f"Received: {str(path)!r} with keys {sorted(arrays)}"
+        )
+    return keys
 
 
 def _read_folder(folder: pathlib.Path, size: Size) -> dict[str, Images]:
@@ -137,7 +148,9 @@ def _read_folder(folder: pathlib.Path, size: Size) -> dict[str, Images]:
 
 def _read_images(folder: pathlib.Path, size: Size) -> dict[str, Stream]:
     """Returns the splits of a folder of image files."""
-    parts = {part: folder / part for part in SPLITS if (folder / part).is_dir()}
+    parts = split_folders(folder)
+    if len(parts) == 1:
+        _check_no_classes(folder, *parts.values())
     streams = {}
     for part, path in (parts or {"train": folder}).items():
         files = Files(path, _IMAGE_SUFFIXES)
@@ -147,6 +160,18 @@ def _read_images(folder: pathlib.Path, size: Size) -> dict[str, Stream]:
             )
         streams[part] = Stream.open(files, size)
     return streams
+
+
+def _check_no_classes(folder: pathlib.Path, split: pathlib.Path) -> None:
+    """Raises if the only folder named as a split lies among other folders of images."""
+    for path in sorted(folder.iterdir()):
+        is_other = path.is_dir() and path != split and not is_hidden(path.name)
+        if is_other and len(Files(path, _IMAGE_SUFFIXES)):
+            raise ValueError(
+                f"It is unclear whether {split.name!r} is a split or a class of images. Load "
+                f"{str(split)!r} for its images alone; or rename it, or put all classes into a "
+                f"folder train. Received: {path.name!r} beside {split.name!r} in {str(folder)!r}"
+            )
 
 
 def _read_tfds(entry: _Entry, size: Size, data_dir: DataDir) -> dict[str, Images]:

@@ -15,6 +15,7 @@ FIXED_SEED = 20210718
 Size = tuple[int, int] | None
 
 _NUMBER, _ITEM = tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.string)
+_UNREADABLE = "This image cannot be decoded as a PNG, JPEG or BMP of 8 bits a channel; convert it."
 LOOKED_AT = 16  # Images that are read on loading, to learn their shape.
 _ROUNDS = 24  # With TensorFlow's four, neighbours stay side by side in a large permutation.
 
@@ -203,7 +204,7 @@ def _look_at_some(source: Source) -> list[tuple[str, tuple[int, int, int]]]:
         try:
             image = without_alpha(source.decode(item))
         except tf.errors.OpError as error:
-            raise ValueError(f"This image cannot be decoded. Received: {name!r}") from error
+            raise ValueError(f"{_UNREADABLE} Received: {name!r}") from error
         found.append((name, tuple(image.shape)))
     return found
 
@@ -228,7 +229,7 @@ def _decoded_or_error(
 
     def fail(_: tf.Tensor) -> tf.Tensor:
         nothing = tf.zeros([1, 1, 1], tf.uint8)
-        return _checked(nothing, tf.constant(False), "This image cannot be decoded.", name, "'")
+        return _checked(nothing, tf.constant(False), _UNREADABLE, name, "'")
 
     one = tf.data.Dataset.from_tensors(item)
     decoded = one.map(decode).ignore_errors()
