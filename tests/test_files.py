@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tf_mcvae.files import replacing, write_json
+from tf_mcvae.files import optional, replacing, write_json
 
 
 def write(path, text, as_folder):
@@ -34,6 +34,16 @@ def test_old_content_stays_when_writing_fails(as_folder, tmp_path):
         raise OSError("disk full")
     assert (path / "a.txt" if as_folder else path).read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_optional_fails_with_a_warning(tmp_path):
+    with (
+        pytest.warns(RuntimeWarning, match=r"The card could not be made(?s:.*)no such colour"),
+        optional("The card"),
+        replacing(tmp_path / "card"),
+    ):
+        raise RuntimeError("no such colour")
+    assert not list(tmp_path.iterdir())
 
 
 def test_json_has_null_for_numbers_that_are_not_finite(tmp_path):

@@ -6,6 +6,8 @@ import math
 import os
 import pathlib
 import shutil
+import traceback
+import warnings
 from collections.abc import Iterator
 
 
@@ -29,6 +31,23 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         _remove(old)
     finally:
         _remove(temporary)
+
+
+@contextlib.contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Turns an error in a picture, a plot or a card into a warning: no work depends on them.
+
+    Args:
+        what: What is written in the block, the beginning of the warning's sentence.
+    """
+    try:
+        yield
+    except Exception:  # Whatever it is, the results are worth more.
+        warnings.warn(
+            f"{what} could not be made; everything else is. Received: {traceback.format_exc()}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _remove(path: pathlib.Path) -> None:

@@ -15,6 +15,7 @@ from tf_mcvae_commands.ais import AIS_FIELDS, AISSettings
 from tf_mcvae_commands.cluster import this_worker
 from tf_mcvae_commands.evaluation_settings import OUTPUT, EvaluationConfig
 from tf_mcvae_commands.parser import Parser, answer_errors, called_as, flag_of
+from tf_mcvae_commands.quiet import quiet_start
 from tf_mcvae_commands.run_folder import RunFolder
 from tf_mcvae_commands.training_settings import RunConfig
 
@@ -62,7 +63,8 @@ def _main(words: list[str]) -> int:
     _note_idle_flags(config, given)
     try:
         # Imported here, so that a mistake on the command line need not wait for TensorFlow.
-        from tf_mcvae.cli import evaluation
+        with quiet_start():
+            from tf_mcvae.cli import evaluation
 
         evaluation.run(path, run, config)
     except KeyboardInterrupt:

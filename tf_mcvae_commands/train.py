@@ -10,6 +10,7 @@ from typing import Any
 
 from tf_mcvae_commands.cluster import this_worker
 from tf_mcvae_commands.parser import Parser, answer_errors, called_as, flag_of
+from tf_mcvae_commands.quiet import quiet_start
 from tf_mcvae_commands.run_folder import RunFolder
 from tf_mcvae_commands.training_settings import (
     FREE_ON_RESUME,
@@ -115,7 +116,8 @@ def _note_idle_flags(config: RunConfig, given: Mapping[str, Any]) -> None:
 def _carry_out(config: RunConfig, folder: RunFolder, prog: str) -> int:
     try:
         # Imported here, so that a mistake on the command line need not wait for TensorFlow.
-        from tf_mcvae.cli import training
+        with quiet_start():
+            from tf_mcvae.cli import training
 
         training.run(config, folder)
     except KeyboardInterrupt:

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any, Self
 
 from tf_mcvae_commands.ais import AIS_FIELDS, PRESETS, AISSettings
 from tf_mcvae_commands.options import (
     BOOLEAN,
     LIMIT,
+    Kind,
     choice,
     cores_option,
     integer,
@@ -318,12 +320,31 @@ class RunConfig:
     def from_saved(cls, values: Any, path: pathlib.Path) -> Self:
         """Returns the settings that `config.json` holds."""
         try:
-            return cls(**values["settings"])
-        except (KeyError, TypeError) as error:
+            settings, writer = dict(values["settings"]), values.get("versions", {})
+            version = str(writer.get("tf_mcvae", "of an unknown version"))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"These are not the settings of a run of this version ({error}). "
-                f"Received: {str(path)!r}"
+                f"The file does not hold the settings of a run. Received: {str(path)!r}"
             ) from error
+        try:
+            _check_known(settings)
+            return cls(**settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"The run was written by tf_mcvae {version}, and this version cannot continue it "
+                f"({error}): install that version. Received: {str(path)!r}"
+            ) from error
+
+
+def _check_known(settings: Mapping[str, Any]) -> None:
+    """Raises unless this version has all of the settings and their values."""
+    unknown = ", ".join(sorted(settings.keys() - SETTINGS.keys()))
+    if unknown:
+        raise ValueError(f"it has no setting {unknown}")
+    for name, value in settings.items():
+        default, kind = SETTINGS[name].default, SETTINGS[name].metadata["kind"]
+        if value != default and isinstance(kind, Kind) and not kind.accepts(value):
+            raise ValueError(f"{name} must be {kind.wanted}, and is {value!r}")
 
 
 SETTINGS = {field.name: field for field in dataclasses.fields(RunConfig)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shlex
 import shutil
@@ -624,7 +625,7 @@ def interrupted(interrupted_once, tmp_path):
     return pathlib.Path(shutil.copytree(interrupted_once, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("name", ["checkpoint.keras", "config.json"])
+@pytest.mark.parametrize("name", ["checkpoint.keras", "config.json", "history.csv"])
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_truncated_file_is_named(name, share, interrupted, capsys):
     content = (interrupted / name).read_bytes()
@@ -634,6 +635,80 @@ def test_a_truncated_file_is_named(name, share, interrupted, capsys):
     error = capsys.readouterr().err
     assert str(interrupted / name) in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("text", ["epoch,loss\n1,x\n", "epoch,loss\n1\n", "\0", "a\n1\n", '"'])
+def test_a_damaged_history_is_named_and_can_be_removed(text, tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"history.*damaged.*remove it.*history\.csv'"):
+        callbacks.HistoryWriter(path, initial_epoch=1)
+    path.unlink()
+    assert callbacks.HistoryWriter(path, initial_epoch=1).rows == []
+
+
+def test_a_history_takes_metrics_that_are_new(tmp_path):
+    path = tmp_path / "history.csv"
+    callbacks.HistoryWriter(path).on_epoch_end(0, {"loss": 1.0})
+    callbacks.HistoryWriter(path, 1).on_epoch_end(1, {"loss": 2.0, "grad_norm": 3.0})
+    rows = callbacks.read_history(path)
+    assert [row["loss"] for row in rows] == [1.0, 2.0]
+    assert np.isnan(rows[0]["grad_norm"])
+
+
+@pytest.mark.parametrize("change", [{"prior": "vamp"}, {"model": "UHA"}])
+def test_settings_of_a_later_version_are_named(change, interrupted, capsys):
+    saved = json.loads((interrupted / "config.json").read_text())
+    saved["versions"]["tf_mcvae"] = "9.1.0"
+    write_json(interrupted / "config.json", {**saved, "settings": {**saved["settings"], **change}})
+    capsys.readouterr()
+    assert run("--resume run", interrupted.parent) == 2
+    error = capsys.readouterr().err
+    assert "tf_mcvae 9.1.0" in error
+    assert next(iter(change)) in error
+
+
+def test_the_record_keeps_all_versions_that_trained_a_model(tmp_path, capsys):
+    config = tmp_path / "config.json"
+    now = environment.versions()
+    assert environment.versions_of_run(config) == {"versions": now}
+    for keras_version in ("3.7.0", "3.8.0"):
+        earlier = (
+            json.loads(config.read_text()).get("earlier_versions", []) if config.exists() else []
+        )
+        write_json(
+            config, {"versions": {**now, "keras": keras_version}, "earlier_versions": earlier}
+        )
+        write_json(config, environment.versions_of_run(config))
+    record = environment.versions_of_run(config)
+    assert record["versions"] == now
+    assert [version["keras"] for version in record["earlier_versions"]] == ["3.7.0", "3.8.0"]
+    assert f"keras 3.8.0 (now {keras.__version__})" in capsys.readouterr().err
+
+
+def test_start_up_messages_of_tensorflow_are_hidden_and_errors_are_not():
+    code = "from tf_mcvae_commands.quiet import quiet_start\nwith quiet_start():\n import "
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    for module, error in (("tensorflow", ""), ("tensorflow, no_such_module", "no_such_module")):
+        done = subprocess.run(
+            [sys.executable, "-c", code + module], capture_output=True, text=True, env=environment
+        )
+        assert (error in done.stderr) if error else (done.stderr == "")
+
+
+@pytest.mark.filterwarnings("ignore:The picture of the images could not be made")
+def test_a_picture_that_cannot_be_drawn_does_not_end_a_run(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no such colour")
+
+    monkeypatch.setattr(training, "draw_images", fail)
+    assert run(f"{TINY} --model VAE --epochs 1 --name run", tmp_path) == 0
+    assert contents(tmp_path / "run") == {
+        "config.json",
+        "history.csv",
+        "metrics.json",
+        "model.keras",
+    }
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import tf_mcvae
 from tf_mcvae.integrations.pictures import draw_images
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_picture_shows_the_data_and_what_the_model_makes(tmp_path, channels):
     shape = (8, 8, channels)
     model = tf_mcvae.VAE(

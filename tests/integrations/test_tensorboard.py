@@ -160,13 +160,22 @@ def test_without_validation_data_there_is_no_such_run(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
 
 
-def test_images_of_two_channels_have_no_pictures(tmp_path):
+def test_images_of_two_channels_have_pictures(tmp_path):
     x = np.repeat(X, 2, axis=-1)
     model = make_model(channels=2, name="VAE")
     logger = TensorBoardLogger(tmp_path, x, nll_every=0)
     model.fit(x, validation_data=x, callbacks=[logger], verbose=0)
-    assert "samples" not in read(tmp_path / "train")
-    assert set(read(tmp_path / "validation")) == {"loss", "bound"}
+    assert "samples" in read(tmp_path / "train")
+    assert set(read(tmp_path / "validation")) == {"loss", "bound", "reconstructions"}
+
+
+def test_a_record_that_fails_does_not_end_training(tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no such colour")
+
+    monkeypatch.setattr(TensorBoardLogger, "_record", fail)
+    with pytest.warns(RuntimeWarning, match=r"TensorBoard's record of epoch 1 could not"):
+        TensorBoardLogger(tmp_path).on_epoch_end(0)
 
 
 def test_mistakes_are_answered(tmp_path):

@@ -89,34 +89,52 @@ class HistoryWriter(keras.callbacks.Callback):
     files.
 
     Args:
-        path: The file. Its first `initial_epoch` rows are kept.
+        path: The file. Its rows up to `initial_epoch` are kept.
         initial_epoch: Number of epochs that are done.
     """
 
     def __init__(self, path: pathlib.Path, initial_epoch: int = 0) -> None:
         super().__init__()
         self.path = path
-        self.rows = read_history(path)[:initial_epoch]
+        self.rows = [row for row in read_history(path) if row["epoch"] <= initial_epoch]
+        last = self.rows[-1]["epoch"] if self.rows else 0
+        if path.exists() and last < initial_epoch:
+            raise _damaged(path, f"it ends with epoch {last} instead of {initial_epoch}")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Adds a row."""
         metrics = {name: float(value) for name, value in (logs or {}).items()}
         self.rows.append({"epoch": epoch + 1, **metrics})
         with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]), lineterminator="\n")
+            names = dict.fromkeys(name for row in self.rows for name in row)
+            writer = csv.DictWriter(file, fieldnames=names, restval="nan", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
 
 
 def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows that a `HistoryWriter` wrote, or an empty list if there is no file."""
+    """Returns the rows that a `HistoryWriter` wrote, or an empty list if there is no file.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [
-            {name: int(text) if name == "epoch" else float(text) for name, text in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [
+                {"epoch": int(row.pop("epoch")), **{k: float(text) for k, text in row.items()}}
+                for row in csv.DictReader(file, strict=True)
+            ]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: pathlib.Path, reason: str) -> ValueError:
+    return ValueError(
+        f"The history of the run is damaged ({reason}): restore the file, or remove it to continue "
+        f"without its rows; training itself does not need it. Received: {str(path)!r}"
+    )
 
 
 class Checkpoint(keras.callbacks.Callback):

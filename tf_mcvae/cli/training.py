@@ -1,5 +1,6 @@
 """Carries out a training run: data, model, training, scores, export."""
 
+import json
 import pathlib
 import time
 import zlib
@@ -19,12 +20,12 @@ from tf_mcvae.cli.callbacks import (
     read_history,
     save_model,
 )
-from tf_mcvae.cli.environment import share_cores, show_gpus, versions
+from tf_mcvae.cli.environment import share_cores, show_gpus, versions_of_run
 from tf_mcvae.cli.run_data import load_data
 from tf_mcvae.datasets import Data, DataSpec
 from tf_mcvae.evaluation.suite import Suite, report
 from tf_mcvae.export import check_onnx_packages, export_onnx, export_saved_model, export_tflite
-from tf_mcvae.files import replacing, write_json
+from tf_mcvae.files import optional, replacing, write_json
 from tf_mcvae.integrations.pictures import draw_images
 from tf_mcvae.integrations.tensorboard import TensorBoardLogger
 from tf_mcvae.models import MonteCarloVAE, load_model
@@ -67,7 +68,8 @@ def _run(config: RunConfig, folder: RunFolder, worker: Worker, strategy: Any) ->
         _check_agreement(config)
     model = _model(config, data, folder, worker, strategy)
     if worker.is_chief:
-        write_json(folder.config, {"settings": asdict(config), "versions": versions()})
+        record = {"settings": asdict(config), **versions_of_run(folder.config)}
+        write_json(folder.config, record)
     print(describe(config, data.spec, model), flush=True)
     training_seconds = train(config, model, data, folder, worker)
     with distribute.scope(strategy):
@@ -133,12 +135,12 @@ def _write(
 ) -> None:
     """Writes the files of a finished run."""
     save_model(model, folder.model)
-    with replacing(folder.images) as temporary:
+    with optional("The picture of the images"), replacing(folder.images) as temporary:
         draw_images(model, next(iter(data.test)), temporary, seed=config.seed)
     summary = {
         "epochs": config.epochs,
         "num_parameters": model.count_params(),
-        "last_epoch": read_history(folder.history)[-1],
+        "last_epoch": (read_history(folder.history) or [{}])[-1],
         "scores": scores,
         "seconds": seconds,
     }
@@ -230,8 +232,7 @@ def export(
     card = {
         "data": asdict(data.spec),
         "metrics": summary,
-        "settings": asdict(config),
-        "versions": versions(),
+        **json.loads(folder.config.read_text("utf-8")),
     }
     images = np.concatenate([np.asarray(x) for x in ordinary])
     export_saved_model(model, folder.serving, calibration=images, card=card)

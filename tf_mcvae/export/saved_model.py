@@ -17,7 +17,7 @@ from tf_mcvae.export.card import CARD, README, model_card, write_card
 from tf_mcvae.export.graphs import check_servable
 from tf_mcvae.export.signatures import Images, Options, Signatures
 from tf_mcvae.export.warm_up import Requests, write_requests
-from tf_mcvae.files import replacing
+from tf_mcvae.files import optional, replacing
 from tf_mcvae.models import MonteCarloVAE
 
 WARM_UP = "assets.extra/tf_serving_warmup_requests"
@@ -241,10 +241,11 @@ def _write(
             complete = pathlib.Path(folder) / "model"
             tf.saved_model.save(module, str(complete), functions, options)
             write_requests(complete / WARM_UP, warm_up)
-            write_card(complete, card)
+            with optional("The model card"):
+                write_card(complete, card)
             complete.rename(target)
         for name in (CARD, README):
-            with replacing(target.parent / name) as temporary:
+            with optional("A copy of the model card"), replacing(target.parent / name) as temporary:
                 shutil.copyfile(target / name, temporary)
     except (OSError, tf.errors.OpError) as error:
         raise ValueError(cannot_be_written(target, error)) from error

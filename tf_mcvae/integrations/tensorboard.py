@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_mcvae.evaluation import estimate_log_likelihood
+from tf_mcvae.files import optional
 from tf_mcvae.integrations.pictures import tile_images
 from tf_mcvae.models import MonteCarloVAE
 from tf_mcvae.models.annealed import AnnealedVAE
@@ -115,15 +116,19 @@ class TensorBoardLogger(keras.callbacks.Callback):
         self._learning_rate = float(self.model.optimizer.learning_rate)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Writes the metrics and images of the epoch."""
+        """Writes the metrics and images of the epoch; if that fails, training continues."""
+        with optional(f"TensorBoard's record of epoch {epoch + 1}"):
+            self._record(epoch, logs or {})
+
+    def _record(self, epoch: int, logs: Mapping[str, float]) -> None:
         training: Values = {"learning_rate": self._learning_rate, **self._step_sizes()}
         validation: Values = {}
-        for name, value in (logs or {}).items():
+        for name, value in logs.items():
             held_out = name.startswith("val_")
             (validation if held_out else training)[name.removeprefix("val_")] = float(value)
         if self._validation is not None and self.nll_every and (epoch + 1) % self.nll_every == 0:
             validation["nll"] = self._nll()
-        if _can_be_shown(self.model.event_shape):
+        if len(self.model.event_shape) == 3:
             training["samples"] = self.model.sample(_SAMPLES, seed=self.seed)
             if self._validation is not None:
                 validation["reconstructions"] = self._pairs()
@@ -179,10 +184,6 @@ def _first(data: Array | tf.data.Dataset) -> Array:
         return np.asarray(data[:_NLL_EXAMPLES], np.float32)
     batch = next(iter(data.unbatch().batch(_NLL_EXAMPLES)))
     return np.asarray(keras.utils.unpack_x_y_sample_weight(batch)[0], np.float32)
-
-
-def _can_be_shown(event_shape: tuple[int, ...]) -> bool:
-    return len(event_shape) == 3 and event_shape[-1] in (1, 3)
 
 
 def _value(tag: str, value: float | Array) -> tf.compat.v1.Summary.Value:
