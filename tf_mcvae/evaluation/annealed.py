@@ -193,7 +193,9 @@ def simulate(model: MonteCarloVAE, count: int, seed: random.Seed) -> tuple[tf.Te
     Returns:
         `x [count, ...]` and the latents that they come from, `z [count, D]`.
     """
-    return model.generative.sample(count, model.latent_dim, seed, len(model.event_shape))
+    return model.generative.sample(
+        count, model.latent_dim, seed, len(model.event_shape), model.density_dtype
+    )
 
 
 class _Annealing:
@@ -204,10 +206,11 @@ class _Annealing:
         self.settings = settings
         is_linear = settings.schedule == "linear"
         schedule = linear_temperatures if is_linear else sigmoid_temperatures
-        self.temperatures = tf.constant(schedule(settings.num_temperatures))
+        dtype = self.dtype = model.density_dtype
+        self.temperatures = tf.constant(schedule(settings.num_temperatures, dtype=dtype))
         self.num_transitions = settings.num_temperatures - 1
-        number, steps = tf.TensorSpec([]), tf.TensorSpec([self.num_transitions])
-        latents = tf.TensorSpec([None, model.latent_dim])
+        number, steps = tf.TensorSpec([], dtype), tf.TensorSpec([self.num_transitions], dtype)
+        latents = tf.TensorSpec([None, model.latent_dim], dtype)
         self.follow = fusing_graph(self._follow, [images, SEED_SPEC, number])
         self.forward = fusing_graph(self._forward, [images, steps, SEED_SPEC])
         self.backward = fusing_graph(self._backward, [images, latents, steps, SEED_SPEC])
@@ -219,9 +222,11 @@ class _Annealing:
         suffice for that; further runs then correct each step size by its own acceptance.
         """
         if self.settings.step_size is not None:
-            return tf.fill([self.num_transitions], tf.cast(self.settings.step_size, tf.float32))
+            return tf.fill(
+                [self.num_transitions], tf.constant(self.settings.step_size, self.dtype)
+            )
         seed, target = random.at_row(seed, 0), self.settings.target_acceptance
-        step_sizes = self.follow(pilot, seed, tf.constant(target))
+        step_sizes = self.follow(pilot, seed, tf.constant(target, self.dtype))
         for number in range(min(_MOST_CORRECTIONS, _PILOT_UPDATES // self.num_transitions)):
             _, acceptance = self.forward(pilot, step_sizes, random.fold_in(seed, number))
             step_sizes *= tf.exp(_GAIN * (acceptance - target))
@@ -232,7 +237,7 @@ class _Annealing:
 
         def step_size(index: tf.Tensor, results: TransitionResults | None) -> tf.Tensor:
             if results is None:
-                return tf.constant(0.1)
+                return tf.constant(0.1, self.dtype)
             return results.step_size * tf.exp(_GAIN * (_acceptance(None, results) - target))
 
         start_seed, chain_seed = random.split(seed)
@@ -281,7 +286,8 @@ class _Annealing:
             return model.path(batch, posterior), state
         # In the space of z, without the flow.
         path = AnnealedPath(model.prior.bind(), model.generative.bind(batch))
-        return path, model.prior.sample([num_chains, tf.shape(x)[0], model.latent_dim], seed)
+        draws = model.prior.sample([num_chains, tf.shape(x)[0], model.latent_dim], seed)
+        return path, tf.cast(draws, self.dtype)
 
     def _run(
         self,
@@ -303,7 +309,7 @@ class _Annealing:
 
 def _acceptance(state: Any, results: TransitionResults) -> tf.Tensor:
     del state
-    return tf.reduce_mean(tf.cast(results.is_accepted, tf.float32))
+    return tf.reduce_mean(tf.cast(results.is_accepted, results.log_ratio.dtype))
 
 
 def _results(log_weights: tf.Tensor, acceptance: tf.Tensor) -> tuple[Array, Array]:

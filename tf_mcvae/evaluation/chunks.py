@@ -36,7 +36,7 @@ def batches(model: MonteCarloVAE, data: Any, size: int) -> Iterator[tf.Tensor]:
     data = model.check_inputs(data)
     if not isinstance(data, tf.data.Dataset):
         for first in range(0, len(data), size):
-            yield tf.cast(data[first : first + size], tf.float32)
+            yield tf.cast(data[first : first + size], model.density_dtype)
         return
     if data.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
@@ -46,7 +46,7 @@ def batches(model: MonteCarloVAE, data: Any, size: int) -> Iterator[tf.Tensor]:
     number = 0
     with plain_errors():
         for number, batch in enumerate(data.unbatch().batch(size), 1):  # noqa: B007
-            yield tf.cast(keras.utils.unpack_x_y_sample_weight(batch)[0], tf.float32)
+            yield tf.cast(keras.utils.unpack_x_y_sample_weight(batch)[0], model.density_dtype)
     check_not_empty(number)
 
 
@@ -58,7 +58,7 @@ def images_spec(model: MonteCarloVAE, data: Any) -> tf.TensorSpec:
     """
     if not model.built:
         model.check_inputs(data)
-    return tf.TensorSpec([None, *model.event_shape], tf.float32)
+    return tf.TensorSpec([None, *model.event_shape], model.density_dtype)
 
 
 # The signature of a seed for the rows of a chunk.

@@ -64,7 +64,7 @@ def traced(model: MonteCarloVAE, signatures: Sequence[Signature]) -> dict[str, P
 
     def reconstruct(x: tf.Tensor, noise: tf.Tensor) -> Outputs:
         loc, scale = model.encode(x)
-        return decode(model.to_latents(loc + scale * noise))
+        return decode(model.to_latents(loc + scale * tf.cast(noise, loc.dtype)))
 
     named = {"encode": (encode, x), "decode": (decode, z), "reconstruct": (reconstruct, x, noise)}
     functions: dict[str, PolymorphicFunction] = {}

@@ -49,7 +49,7 @@ class _AffineFlow(NetworkFlow):
         for i, (kernel, bias, ends) in enumerate(layers):
             # A smooth activation, because training differentiates the scores of a chain.
             x = tf.tanh(x) if i else x
-            x = tf.matmul(x, kernel * mask(*ends)) + bias
+            x = tf.matmul(x, kernel * mask(*ends, x.dtype)) + bias
         shift, log_scale = tf.split(x, 2, axis=-1)
         return shift, _LARGEST_LOG_SCALE * tf.tanh(log_scale / _LARGEST_LOG_SCALE)
 

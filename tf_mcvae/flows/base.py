@@ -9,13 +9,15 @@ import tensorflow as tf
 
 from tf_mcvae import random
 from tf_mcvae.checks import ExplicitArguments, check_positive_integer
+from tf_mcvae.precision import density_dtype, wide
 
 
 class Flow(ExplicitArguments, keras.layers.Layer):
     """Base class of flows: an invertible map `z = T(u)` of `[..., D]` and its log-determinant.
 
     Calling the layer is the same as calling `forward`. The weights are created by
-    `build((None, D))` or by the first call. Weights and computations are in `float32`.
+    `build((None, D))` or by the first call. Weights and computations are in `float32` or `float64`, as
+    densities are; see `precision`.
 
     A subclass defines `make_weights` and `forward_rows`, and `inverse_rows` if the inverse can be
     computed.
@@ -29,10 +31,9 @@ class Flow(ExplicitArguments, keras.layers.Layer):
         *,
         name: str | None = None,
         trainable: bool = True,
-        # Densities need the full precision of float32, whatever the global policy is.
-        dtype: str | keras.DTypePolicy | None = "float32",
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
-        super().__init__(name=name, trainable=trainable, dtype=dtype)
+        super().__init__(name=name, trainable=trainable, dtype=density_dtype(dtype))
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Creates the weights for inputs of shape `[..., D]`."""
@@ -66,13 +67,14 @@ class Flow(ExplicitArguments, keras.layers.Layer):
             u: `[..., D]`, usually `[S, B, D]`.
 
         Returns:
-            `z`, `[..., D]`, and `log |det T'(u)|`, `[...]`.
+            `z`, `[..., D]`, and `log |det T'(u)|`, `[...]`, in the dtype of `u` or `float32`.
 
         Raises:
             ValueError: If the layer is not built, or was built for another D.
         """
+        u = wide(u)
         rows, shape = self._rows(u)
-        z, log_det = self.forward_rows(rows)
+        z, log_det = (tf.cast(values, u.dtype) for values in self.forward_rows(rows))
         return tf.reshape(z, shape), tf.reshape(log_det, shape[:-1])
 
     def inverse(self, z: tf.Tensor) -> tf.Tensor:
@@ -82,28 +84,29 @@ class Flow(ExplicitArguments, keras.layers.Layer):
             ValueError: If the flow does not implement an inverse, or if the layer is not built or
                 was built for another D.
         """
+        z = wide(z)
         rows, shape = self._rows(z)
-        return tf.reshape(self.inverse_rows(rows), shape)
+        return tf.reshape(tf.cast(self.inverse_rows(rows), z.dtype), shape)
 
     def call(self, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns `forward(u)`."""
         return self.forward(u)
 
     def _rows(self, states: tf.Tensor) -> tuple[tf.Tensor, list[Any]]:
-        """Returns states `[..., D]` as rows `[N, D]`, and their shape."""
+        """Returns states `[..., D]` as rows `[N, D]` in the layer's dtype, and their shape."""
         if not self.built:
             raise ValueError(
                 "The flow has no weights yet: call `flow.build((None, D))`. "
                 f"Received: an unbuilt {type(self).__name__}"
             )
-        states = tf.convert_to_tensor(states, tf.float32)
         shape = random.shape_of(states)
         if not shape or shape[-1] != self.latent_dim:
             raise ValueError(
                 f"The flow was built for states [..., {self.latent_dim}]. "
                 f"Received: states of shape {states.shape}"
             )
-        return tf.reshape(states, [-1, self.latent_dim]), shape
+        rows = tf.cast(states, self.variable_dtype)
+        return tf.reshape(rows, [-1, self.latent_dim]), shape
 
 
 class NetworkFlow(Flow):
@@ -120,7 +123,7 @@ class NetworkFlow(Flow):
         *,
         name: str | None = None,
         trainable: bool = True,
-        dtype: str | keras.DTypePolicy | None = "float32",
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
         super().__init__(name=name, trainable=trainable, dtype=dtype)
         if not isinstance(hidden_units, list | tuple):
@@ -150,7 +153,7 @@ class NetworkFlow(Flow):
         return {**super().get_config(), "hidden_units": list(self.hidden_units)}
 
 
-def mask(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> tf.Tensor:
+def mask(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any], dtype: tf.DType) -> tf.Tensor:
     """Returns `[before, after]`: 1 where a unit may see one of the previous layer, 0 elsewhere."""
     # Compared in the graph: every function of an exported model would store a copy of a constant.
-    return tf.cast(tf.constant(before)[:, tf.newaxis] <= tf.constant(after), tf.float32)
+    return tf.cast(tf.constant(before)[:, tf.newaxis] <= tf.constant(after), dtype)

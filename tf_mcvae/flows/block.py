@@ -42,7 +42,7 @@ class BNAF(NetworkFlow):
         *,
         name: str | None = None,
         trainable: bool = True,
-        dtype: str | keras.DTypePolicy | None = "float32",
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
         super().__init__(hidden_units, name=name, trainable=trainable, dtype=dtype)
 
@@ -96,7 +96,7 @@ class BNAF(NetworkFlow):
         """Applies a layer of blocks to `h [N, D, units]`."""
         _, size, units = log_diagonal.shape
         block = np.arange(self.latent_dim, dtype=np.int32)
-        earlier = mask(np.repeat(block + 1, size), np.repeat(block, units))
+        earlier = mask(np.repeat(block + 1, size), np.repeat(block, units), h.dtype)
         flat = tf.matmul(tf.reshape(h, [-1, kernel.shape[0]]), kernel * earlier) + bias
         own = tf.einsum("ndi,dio->ndo", h, tf.exp(log_diagonal))
         return own + tf.reshape(flat, [-1, self.latent_dim, units])

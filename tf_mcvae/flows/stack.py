@@ -44,11 +44,11 @@ class FlowStack(Flow):
         *,
         name: str | None = None,
         trainable: bool = True,
-        dtype: str | keras.DTypePolicy | None = "float32",
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
         super().__init__(name=name, trainable=trainable, dtype=dtype)
         check_positive_integer("num_flows", num_flows)
-        first = get_flow(flow)
+        first = get_flow(flow, dtype)
         config = {key: value for key, value in first.get_config().items() if key != "name"}
         copies = [type(first).from_config(config) for _ in range(num_flows - 1)]
         self.flows = [first, *copies]
@@ -89,8 +89,8 @@ def _reverse_if(condition: bool, states: tf.Tensor) -> tf.Tensor:
     return tf.reverse(states, [-1]) if condition else states
 
 
-def get_flow(identifier: FlowName | Flow) -> Flow:
-    """Returns a new flow of a name (`realnvp`, `iaf` or `bnaf`), or the given flow.
+def get_flow(identifier: FlowName | Flow, dtype: str | keras.DTypePolicy | None = None) -> Flow:
+    """Returns a new flow of a name (`realnvp`, `iaf` or `bnaf`) and dtype, or the given flow.
 
     Raises:
         ValueError: If there is no flow of that name.
@@ -98,7 +98,7 @@ def get_flow(identifier: FlowName | Flow) -> Flow:
     if isinstance(identifier, Flow):
         return identifier
     if isinstance(identifier, str) and identifier in FLOWS:
-        return FLOWS[identifier]()
+        return FLOWS[identifier](dtype=dtype)
     raise ValueError(
         f"`flow` must be one of {sorted(FLOWS)}, or a tf_mcvae Flow layer. "
         f"Received: flow={identifier!r}"

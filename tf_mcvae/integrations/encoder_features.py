@@ -120,6 +120,7 @@ class EncoderFeatures(ExplicitArguments, keras.layers.Layer):
             return tf.cast(loc, self.compute_dtype)
         if self.output_kind == "sample":
             noise = random.normal([1, *random.shape_of(loc)], self._next_seed())[0]
+            noise = tf.cast(noise, loc.dtype)
             return tf.cast(loc + scale * noise, self.compute_dtype)
         return tf.cast(tf.concat([loc, scale], axis=-1), self.compute_dtype)
 

@@ -52,4 +52,5 @@ def variance_update(
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
     """
     new_step_size = 0.9 * step_size + 0.1 * scale[:, tf.newaxis] / (score_std + 1.0)
-    return new_step_size, scale * tf.where(acceptance < target_acceptance, 0.99, 1.02)
+    factor = tf.where(acceptance < target_acceptance, 0.99, 1.02)
+    return new_step_size, scale * tf.cast(factor, scale.dtype)

@@ -19,14 +19,9 @@ import tensorflow_probability as tfp
 
 from tf_mcvae import random
 from tf_mcvae.checks import ExplicitArguments
+from tf_mcvae.precision import density_dtype, wide
 
 tfd = tfp.distributions
-
-
-def _wide(parameters: tf.Tensor) -> tf.Tensor:
-    """Returns `parameters`, cast to `float32` if they are narrower."""
-    parameters = tf.convert_to_tensor(parameters)
-    return tf.cast(parameters, tf.float32) if parameters.dtype.size < 4 else parameters
 
 
 class Likelihood(ExplicitArguments, keras.layers.Layer):
@@ -34,7 +29,7 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
 
     Parameters are the decoder's output and have the axes `[..., *event]`, usually
     `[S, B, H, W, C]`. All computations are in `float32` or wider, whatever the precision of the
-    networks.
+    networks; see `precision`.
 
     Calling the layer on parameters returns `mean(parameters)`.
 
@@ -55,9 +50,9 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
         *,
         name: str | None = None,
         trainable: bool = True,
-        dtype: str | keras.DTypePolicy | None = "float32",
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
-        super().__init__(name=name, trainable=trainable, dtype=dtype)
+        super().__init__(name=name, trainable=trainable, dtype=density_dtype(dtype))
         # Models call the methods of a likelihood, and methods do not build the layer.
         self.built = type(self).build is Likelihood.build
 
@@ -93,7 +88,7 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
             parameters: The decoder's output, `[..., *event]`.
             event_ndims: Number of axes of one `x`: 3 for images `[H, W, C]`.
         """
-        return tfd.Independent(self.elementwise(_wide(parameters)), event_ndims)
+        return tfd.Independent(self.elementwise(wide(parameters)), event_ndims)
 
     def log_prob(self, parameters: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """Computes `log p(x|z)`, with all normalising constants.
@@ -108,7 +103,7 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
         Raises:
             ValueError: If the event axes of `parameters` and `x` do not match.
         """
-        parameters, x = _wide(parameters), tf.convert_to_tensor(x)
+        parameters, x = wide(parameters), tf.convert_to_tensor(x)
         event_ndims = x.shape.rank - 1
         self._check_shapes(parameters.shape, x.shape, event_ndims)
         elements = self.elementwise_log_prob(parameters, tf.cast(x, parameters.dtype))
@@ -116,7 +111,7 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
 
     def mean(self, parameters: tf.Tensor) -> tf.Tensor:
         """Returns the mean of `p(x|z)`, `[..., *event]`."""
-        return self.elementwise(_wide(parameters)).mean()
+        return self.elementwise(wide(parameters)).mean()
 
     def sample(
         self, parameters: tf.Tensor, seed: random.SeedLike, event_ndims: int = 3
@@ -136,7 +131,7 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
             ValueError: If there is a seed for each row, but the parameters have other axes than
                 `[B, *event]` or `[S, B, *event]`.
         """
-        parameters, seed = _wide(parameters), random.as_seed(seed)
+        parameters, seed = wide(parameters), random.as_seed(seed)
         shape = [*random.shape_of(parameters)[:-1], self._channels(parameters.shape)]
         leading = len(shape) - event_ndims
         if isinstance(seed, random.RowSeed) and leading not in (1, 2):
@@ -243,7 +238,7 @@ class Gaussian(Likelihood):
         *,
         name: str | None = None,
         trainable: bool = True,
-        dtype: str | keras.DTypePolicy | None = "float32",
+        dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
         number = isinstance(scale, int | float | np.number)
         if not number or not 0.0 < scale < math.inf:
@@ -277,7 +272,9 @@ class Gaussian(Likelihood):
 _NAMES: dict[str, type[Likelihood]] = {"bernoulli": Bernoulli, "gaussian": Gaussian}
 
 
-def get(identifier: str | dict[str, Any] | Likelihood) -> Likelihood:
+def get(
+    identifier: str | dict[str, Any] | Likelihood, dtype: str | keras.DTypePolicy | None = None
+) -> Likelihood:
     """Returns the likelihood of a name or configuration.
 
     Args:
@@ -285,6 +282,8 @@ def get(identifier: str | dict[str, Any] | Likelihood) -> Likelihood:
             registered with Keras (`"my_package>Laplace"`); a dictionary of `class_name` and
             `config`, or the result of `keras.saving.serialize_keras_object`; or a `Likelihood`,
             which is returned unchanged.
+        dtype: Data type or policy of `"bernoulli"` and `"gaussian"`, where the configuration has
+            none.
 
     Raises:
         ValueError: If there is no likelihood of that name.
@@ -295,7 +294,7 @@ def get(identifier: str | dict[str, Any] | Likelihood) -> Likelihood:
         0.5
     """
     if isinstance(identifier, str):
-        return get({"class_name": identifier, "config": {}})
+        return get({"class_name": identifier, "config": {}}, dtype)
     if isinstance(identifier, dict) and "registered_name" in identifier:
         identifier = keras.saving.deserialize_keras_object(identifier)
     if isinstance(identifier, dict) and "class_name" in identifier:
@@ -307,7 +306,9 @@ def get(identifier: str | dict[str, Any] | Likelihood) -> Likelihood:
                 "with `keras.saving.register_keras_serializable`. "
                 f"Received: likelihood={identifier['class_name']!r}"
             )
-        identifier = cls(**identifier.get("config", {}))
+        # A class of the user need not have the argument.
+        options = {"dtype": dtype} if cls in _NAMES.values() else {}
+        identifier = cls(**{**options, **identifier.get("config", {})})
     if not isinstance(identifier, Likelihood):
         raise TypeError(
             "A likelihood must be a name, a configuration or a `Likelihood`. "

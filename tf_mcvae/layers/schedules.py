@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_mcvae.checks import ExplicitArguments
+from tf_mcvae.precision import density_dtype
 
 
 class Schedule(ExplicitArguments, keras.layers.Layer):
@@ -17,13 +18,18 @@ class Schedule(ExplicitArguments, keras.layers.Layer):
 
     num_transitions: int
 
+    @property
+    def density_dtype(self) -> str:
+        """The dtype of the inverse temperatures; see `precision`."""
+        return density_dtype(self.dtype_policy)
+
     def build(self, num_transitions: int) -> None:
         """Makes the weights for `num_transitions` transitions."""
         self.num_transitions = int(num_transitions)
         self.built = True
 
     def inverse_temperatures(self) -> tf.Tensor:
-        """Returns `b_0, ..., b_{K+1}`, a `float32` tensor of shape `[K + 2]`."""
+        """Returns `b_0, ..., b_{K+1}`, a tensor of shape `[K + 2]` in the dtype of densities."""
         raise NotImplementedError
 
 
@@ -33,7 +39,7 @@ class LinearSchedule(Schedule):
 
     def inverse_temperatures(self) -> tf.Tensor:
         """Returns the inverse temperatures, `[K + 2]`."""
-        return tf.constant(linear_temperatures(self.num_transitions + 1))
+        return tf.constant(linear_temperatures(self.num_transitions + 1, self.density_dtype))
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
@@ -74,6 +80,8 @@ class SigmoidalSchedule(Schedule):
             shape=(),
             initializer=keras.initializers.Constant(self.initial_log_steepness),
             trainable=self.learnable,
+            dtype=self.density_dtype,
+            autocast=False,
             name="log_steepness",
         )
         super().build(num_transitions)
@@ -82,7 +90,7 @@ class SigmoidalSchedule(Schedule):
         """Returns the inverse temperatures, `[K + 2]`."""
         # With sigmoid(u) = (1 + tanh(u / 2)) / 2 nothing cancels if the steepness is small.
         half = 0.5 * tf.exp(tf.convert_to_tensor(self.log_steepness))
-        grid = linear_temperatures(self.num_transitions + 1)
+        grid = linear_temperatures(self.num_transitions + 1, self.density_dtype)
         return 0.5 + 0.5 * tf.tanh(half * (2.0 * grid - 1.0)) / tf.tanh(half)
 
     def get_config(self) -> dict[str, Any]:
@@ -105,14 +113,20 @@ class LearnedSchedule(Schedule):
 
     def build(self, num_transitions: int) -> None:
         """Makes the K logits of the ratios."""
-        self.logits = self.add_weight(shape=(num_transitions,), initializer="zeros", name="logits")
+        self.logits = self.add_weight(
+            shape=(num_transitions,),
+            initializer="zeros",
+            dtype=self.density_dtype,
+            autocast=False,
+            name="logits",
+        )
         super().build(num_transitions)
 
     def inverse_temperatures(self) -> tf.Tensor:
         """Returns the inverse temperatures, `[K + 2]`."""
         ratios = tf.sigmoid(tf.convert_to_tensor(self.logits))
         inner = tf.math.cumprod(ratios, reverse=True)
-        return tf.concat([[0.0], inner, [1.0]], axis=0)
+        return tf.concat([tf.zeros([1], inner.dtype), inner, tf.ones([1], inner.dtype)], axis=0)
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -122,8 +136,10 @@ SCHEDULES: dict[str, type[Schedule]] = {
 }
 
 
-def get_schedule(identifier: str | Schedule) -> Schedule:
-    """Returns the schedule `"linear"`, `"sigmoidal"` or `"all_learnable"`, or the given layer.
+def get_schedule(
+    identifier: str | Schedule, dtype: str | keras.DTypePolicy | None = None
+) -> Schedule:
+    """Returns the schedule `"linear"`, `"sigmoidal"` or `"all_learnable"` of a dtype, or the given layer.
 
     Raises:
         ValueError: If there is no schedule of that name.
@@ -131,14 +147,16 @@ def get_schedule(identifier: str | Schedule) -> Schedule:
     if isinstance(identifier, Schedule):
         return identifier
     if isinstance(identifier, str) and identifier in SCHEDULES:
-        return SCHEDULES[identifier]()
+        return SCHEDULES[identifier](dtype=dtype)
     raise ValueError(
         f"`schedule` must be one of {sorted(SCHEDULES)}, or a tf_mcvae Schedule layer. "
         f"Received: schedule={identifier!r}"
     )
 
 
-def sigmoid_temperatures(num_temperatures: int, steepness: float = 4.0) -> np.ndarray[Any, Any]:
+def sigmoid_temperatures(
+    num_temperatures: int, steepness: float = 4.0, dtype: str = "float32"
+) -> np.ndarray[Any, Any]:
     """Returns the fixed sigmoid schedule of annealed importance sampling for evaluation.
 
         b_t = (sigmoid(delta (2t/T - 1)) - sigmoid(-delta)) / (sigmoid(delta) - sigmoid(-delta))
@@ -146,9 +164,10 @@ def sigmoid_temperatures(num_temperatures: int, steepness: float = 4.0) -> np.nd
     Args:
         num_temperatures: T, at least 1.
         steepness: `delta`.
+        dtype: Data type of the result.
 
     Returns:
-        Inverse temperatures `b_0 = 0, ..., b_T = 1` of shape `[T + 1]`, `float32`.
+        Inverse temperatures `b_0 = 0, ..., b_T = 1` of shape `[T + 1]`.
 
     Reference:
         Wu et al., On the Quantitative Analysis of Decoder-Based Generative Models, ICLR 2017,
@@ -156,9 +175,9 @@ def sigmoid_temperatures(num_temperatures: int, steepness: float = 4.0) -> np.nd
     """
     grid = np.linspace(-1.0, 1.0, num_temperatures + 1)
     values = 1.0 / (1.0 + np.exp(-steepness * grid))
-    return ((values - values[0]) / (values[-1] - values[0])).astype(np.float32)
+    return ((values - values[0]) / (values[-1] - values[0])).astype(dtype)
 
 
-def linear_temperatures(num_temperatures: int) -> np.ndarray[Any, Any]:
-    """Returns equidistant inverse temperatures `b_t = t / T`, `[T + 1]`, `float32`."""
-    return np.linspace(0.0, 1.0, num_temperatures + 1, dtype=np.float32)
+def linear_temperatures(num_temperatures: int, dtype: str = "float32") -> np.ndarray[Any, Any]:
+    """Returns equidistant inverse temperatures `b_t = t / T`, `[T + 1]`."""
+    return np.linspace(0.0, 1.0, num_temperatures + 1, dtype=dtype)

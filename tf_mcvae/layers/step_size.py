@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tf_mcvae.checks import ExplicitArguments
 from tf_mcvae.kernels.step_size_rules import acceptance_update, variance_update
+from tf_mcvae.precision import density_dtype
 
 StepSizeRule = Literal["fixed", "learned", "acceptance", "variance"]
 RULES = get_args(StepSizeRule)
@@ -64,7 +65,7 @@ class StepSize(ExplicitArguments, keras.layers.Layer):
                 "`target_acceptance` must lie between 0 and 1. "
                 f"Received: target_acceptance={target_acceptance!r}"
             )
-        values = np.asarray(initial, np.float32)
+        values = np.asarray(initial, density_dtype(self.dtype_policy))
         if values.ndim > 2 or not np.all(np.isfinite(values)) or np.any(values < 0):
             raise ValueError(
                 "A step size must be finite and not negative: a scalar, [K] or [K, D]. "
@@ -106,7 +107,12 @@ class StepSize(ExplicitArguments, keras.layers.Layer):
             return tf.constant(values, dtype, shape)
 
         weight = self.add_weight(
-            shape=values.shape, initializer=initializer, trainable=trainable, name=name
+            shape=values.shape,
+            initializer=initializer,
+            dtype=density_dtype(self.dtype_policy),
+            trainable=trainable,
+            autocast=False,
+            name=name,
         )
         setattr(self, name, weight)
 
@@ -128,6 +134,8 @@ class StepSize(ExplicitArguments, keras.layers.Layer):
             acceptance: Mean acceptance of each transition, `[K]`.
             score_std: Standard deviation of the score over the batch, `[K, D]`.
         """
+        dtype = self.initial.dtype
+        acceptance, score_std = tf.cast(acceptance, dtype), tf.cast(score_std, dtype)
         if self.rule == "acceptance":
             self.step_size.assign(
                 acceptance_update(

@@ -171,5 +171,5 @@ class LearnedReverse(TransitionNetwork):
 def _beside(state: tf.Tensor, features: tf.Tensor) -> tf.Tensor:
     """Concatenates states `[S, B, D]` with their examples' features `[B, F]`."""
     # Not `tf.broadcast_to`: in a loop, its gradient needs sizes that XLA does not know.
-    features += tf.zeros_like(state[..., :1])
+    features = tf.cast(features, state.dtype) + tf.zeros_like(state[..., :1])
     return tf.concat([state, features], axis=-1)

@@ -119,7 +119,7 @@ class AMCVAE(AnnealedVAE):
         """Returns the factor of the score-function term."""
         if not self.alpha_annealing:
             return 1.0
-        return tf.minimum(1.0, 0.1 * tf.cast(tf.convert_to_tensor(self.epoch), tf.float32))
+        return tf.minimum(1.0, 0.1 * tf.cast(tf.convert_to_tensor(self.epoch), self.density_dtype))
 
     def fit(
         self, x: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any

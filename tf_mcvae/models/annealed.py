@@ -95,8 +95,10 @@ class AnnealedVAE(MonteCarloVAE):
         )
         check_positive_integer("num_transitions", num_transitions)
         self.num_transitions = num_transitions
-        self.schedule = get_schedule(schedule)
-        self.step_size = step_size if isinstance(step_size, StepSize) else StepSize(step_size)
+        self.schedule = get_schedule(schedule, self.density_dtype)
+        if not isinstance(step_size, StepSize):
+            step_size = StepSize(step_size, dtype=self.density_dtype)
+        self.step_size = step_size
         self.transition_decoder = clone(decoder) if cloned_decoder else decoder
         self.cloned_decoder = cloned_decoder
         self.recompute = recompute
@@ -146,7 +148,9 @@ class AnnealedVAE(MonteCarloVAE):
         path = self.path(batch, posterior, generative)
         if self.recompute:
             path = recomputing(path, generative.trainable_variables)
-        temperatures, step_sizes = self.schedule.inverse_temperatures(), self.step_size.values()
+        # Layers that are made before the model may have another dtype.
+        temperatures = tf.cast(self.schedule.inverse_temperatures(), self.density_dtype)
+        step_sizes = tf.cast(self.step_size.values(), self.density_dtype)
 
         def kernel_fn(
             index: tf.Tensor, results: TransitionResults | None
@@ -186,7 +190,7 @@ class AnnealedVAE(MonteCarloVAE):
         return {
             "acceptance": tf.reduce_mean(acceptance),
             **numbered,
-            "step_size": tf.reduce_mean(self.step_size.values()),
+            "step_size": tf.cast(tf.reduce_mean(self.step_size.values()), acceptance.dtype),
         }
 
     def adapt(self, parts: Sequence[TransitionStatistics]) -> None:

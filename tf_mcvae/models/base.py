@@ -38,7 +38,9 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         seed: Integer from which all random numbers are drawn.
         name: Name of the model.
         trainable: Whether the weights are trained.
-        dtype: Data type or policy of the computations, as in Keras.
+        dtype: Data type or policy of the computations, as in Keras. Networks have their own.
+            Densities, chains and weights are in `float64` if it is `"float64"`, and in `float32`
+            otherwise, mixed precision included; see `precision`.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         random.as_seed(seed)
         self.encoder = encoder
         self.decoder = decoder
-        self.likelihood = likelihoods.get(likelihood)
+        self.likelihood = likelihoods.get(likelihood, self.density_dtype)
         self.prior = StandardNormal()
         self.num_samples = num_samples
         self.seed = seed
@@ -119,14 +121,16 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
 
     def posterior(self, batch: Batch, training: bool = False) -> tfp.distributions.Distribution:
         """Returns the encoder's `q(z|x)` as a `tfd.Distribution` with batch shape `[B]`."""
-        return diagonal_normal(*loc_and_scale(self.encoder(batch.x, training=training)))
+        code = tf.cast(self.encoder(batch.x, training=training), self.density_dtype)
+        return diagonal_normal(*loc_and_scale(code))
 
     def draw_posterior(
         self, posterior: tfp.distributions.Distribution, num_samples: int, seed: random.Seed
     ) -> tf.Tensor:
         """Draws `z_0 = loc + scale * noise`, `[S, B, D]`, differentiably."""
         loc, scale = posterior.distribution.loc, posterior.distribution.scale
-        return loc + scale * random.normal([num_samples, *random.shape_of(loc)], seed)
+        noise = random.normal([num_samples, *random.shape_of(loc)], seed)
+        return loc + scale * tf.cast(noise, loc.dtype)
 
     # The space that chains run in: that of z, or the base space of a FlowVAE's flow.
 
@@ -199,7 +203,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
 
     def decode(self, z: Array) -> tf.Tensor:
         """Returns the mean of `p(x|z)`, `[..., *event]`, for latents `[..., D]`."""
-        return self.generative.mean(tf.convert_to_tensor(z))
+        return self.generative.mean(tf.cast(z, self.density_dtype))
 
     def reconstruct(self, x: Array) -> tf.Tensor:
         """Returns the mean of `p(x|z)` at the encoder's location, `[B, ...]`."""
@@ -207,7 +211,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
 
     def log_joint(self, x: Array, z: tf.Tensor) -> tf.Tensor:
         """Returns `log p(x, z)` in nats, `[S, B]`, for `x [B, ...]` and latents `z [S, B, D]`."""
-        return self.generative.bind(self._batch(x))(z)
+        return self.generative.bind(self._batch(x))(tf.cast(z, self.density_dtype))
 
     def sample(self, num_samples: int, seed: random.SeedLike | None = None) -> tf.Tensor:
         """Returns means of `p(x|z)` for `z` drawn from the prior, `[num_samples, ...]`.

@@ -78,7 +78,7 @@ class FlowVAE(MonteCarloVAE):
             trainable=trainable,
             dtype=dtype,
         )
-        self.flow = FlowStack(flow, num_flows)
+        self.flow = FlowStack(flow, num_flows, dtype=self.density_dtype)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Builds networks and flow for inputs of shape `[B, ...]`."""

@@ -35,10 +35,13 @@ class GenerativeModel:
         return [variable for layer in layers for variable in layer.trainable_variables]
 
     def parameters(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Runs the decoder on `z [..., D]`; leading axes are folded into the batch and back."""
+        """Runs the decoder on `z [..., D]`; leading axes are folded into the batch and back.
+
+        The decoder computes in its dtype policy; its output is cast to the dtype of z.
+        """
         shape = random.shape_of(z)
         output = self.decoder(tf.reshape(z, [-1, shape[-1]]), training=training)
-        output = tf.cast(output, tf.float32)
+        output = tf.cast(output, z.dtype)
         return tf.reshape(output, shape[:-1] + random.shape_of(output)[1:])
 
     def mean(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -62,11 +65,16 @@ class GenerativeModel:
         return lambda z: log_prior(z) + self.log_likelihood(batch, z, training)
 
     def sample(
-        self, num_samples: int, latent_dim: int, seed: random.Seed, event_ndims: int
+        self,
+        num_samples: int,
+        latent_dim: int,
+        seed: random.Seed,
+        event_ndims: int,
+        dtype: str = "float32",
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draws `x [num_samples, *event]` and their latents `[num_samples, D]`."""
+        """Draws `x [num_samples, *event]` and their latents `[num_samples, D]`, both of a dtype."""
         latent_seed, x_seed = random.split(seed)
-        z = self.prior.sample([1, num_samples, latent_dim], latent_seed)
+        z = tf.cast(self.prior.sample([1, num_samples, latent_dim], latent_seed), dtype)
         x = self.likelihood.sample(self.parameters(z), x_seed, event_ndims=event_ndims)
         return x[0], z[0]
 

@@ -127,8 +127,10 @@ class LMCVAE(AnnealedVAE):
             dtype=dtype,
         )
         self.skip_threshold = skip_threshold
-        self.drift = _layer_or_none("learned_drift", learned_drift, LearnedDrift)
-        self.reverse_kernel = _layer_or_none("learned_reverse", learned_reverse, LearnedReverse)
+        self.drift = _layer_or_none("learned_drift", learned_drift, LearnedDrift, self.dtype_policy)
+        self.reverse_kernel = _layer_or_none(
+            "learned_reverse", learned_reverse, LearnedReverse, self.dtype_policy
+        )
         if self.reverse_kernel is not None and not np.all(self.step_size.initial > 0):
             raise ValueError(
                 "A learned reverse kernel needs step sizes above 0, as the weight has the density "
@@ -164,10 +166,12 @@ class LMCVAE(AnnealedVAE):
         )
 
     def _learned_drift(self, place: Place) -> Drift:
-        return Drift(self.drift(place.state, place.features.x, place.index))
+        drift = self.drift(place.state, place.features.x, place.index)
+        return Drift(tf.cast(drift, place.state.dtype))
 
     def _learned_reverse(self, place: Place) -> Drift:
-        shift, log_variance = self.reverse_kernel(place.state, place.features.loc, place.index)
+        outputs = self.reverse_kernel(place.state, place.features.loc, place.index)
+        shift, log_variance = (tf.cast(output, place.state.dtype) for output in outputs)
         return Drift(shift / place.step_size, log_variance)
 
     def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
@@ -193,7 +197,9 @@ class LMCVAE(AnnealedVAE):
         }
 
 
-def _layer_or_none(name: str, given: bool | keras.Layer, layer: type[keras.Layer]) -> Any:
+def _layer_or_none(
+    name: str, given: bool | keras.Layer, layer: type[keras.Layer], dtype: keras.DTypePolicy
+) -> Any:
     """Returns the given layer, a new one for True, or None for False."""
     if isinstance(given, layer):
         return given
@@ -201,4 +207,4 @@ def _layer_or_none(name: str, given: bool | keras.Layer, layer: type[keras.Layer
         raise TypeError(
             f"`{name}` must be True, False or a {layer.__name__} layer. Received: {name}={given!r}"
         )
-    return layer() if given else None
+    return layer(dtype=dtype) if given else None

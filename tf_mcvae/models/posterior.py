@@ -4,6 +4,8 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tf_mcvae.precision import wide
+
 tfd = tfp.distributions
 
 
@@ -21,7 +23,7 @@ def latent_dim_of(encoder: keras.Layer, input_shape: tuple[int | None, ...]) -> 
 
 def loc_and_scale(code: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns location and scale of `q(z|x)`, `[B, D]`, from an encoder's output `[B, 2 D]`."""
-    loc, log_variance = tf.split(tf.cast(code, tf.float32), 2, axis=-1)
+    loc, log_variance = tf.split(wide(code), 2, axis=-1)
     return loc, tf.exp(0.5 * log_variance)
 
 

@@ -29,12 +29,12 @@ class TransitionStatistics(NamedTuple):
     @property
     def acceptance(self) -> tf.Tensor:
         """Mean acceptance of each transition, `[K]`."""
-        return tf.reduce_mean(tf.cast(self.is_accepted, tf.float32), axis=[1, 2])
+        return tf.reduce_mean(tf.cast(self.is_accepted, self.score_mean.dtype), axis=[1, 2])
 
     @property
     def count(self) -> tf.Tensor:
-        """Number of states that a transition starts from, `S B`, `float32`."""
-        return tf.cast(tf.size(self.is_accepted[0]), tf.float32)
+        """Number of states that a transition starts from, `S B`."""
+        return tf.cast(tf.size(self.is_accepted[0]), self.score_mean.dtype)
 
     def scatter(self, mean: tf.Tensor) -> tf.Tensor:
         """Returns the sum of the score's squared distances from `mean`, `[K, D]`; 0 if empty."""

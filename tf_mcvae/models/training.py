@@ -17,6 +17,7 @@ from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.inputs import check_not_empty
 from tf_mcvae.models.updates import Updates
 from tf_mcvae.performance.plan import ExecutionPlan, JitCompile, jit_for_keras, plan_execution
+from tf_mcvae.precision import density_dtype
 
 # Before Keras 3.15, `train_on_batch` returned means over all batches since the last epoch.
 _KEEPS_METRICS = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15)
@@ -75,6 +76,11 @@ class TrainedModel(keras.Model):
         self.test_step_counter = self.add_counter("test_step")
         self._trackers: dict[str, keras.metrics.Mean] = {}
         self._updates = Updates(self)
+
+    @property
+    def density_dtype(self) -> str:
+        """The dtype of log-densities, states, weights and bounds, `"float32"` or `"float64"`."""
+        return density_dtype(self.dtype_policy)
 
     def add_counter(self, name: str) -> keras.Variable:
         """Adds an integer weight that is saved with the model, and not trained."""
@@ -315,12 +321,13 @@ class TrainedModel(keras.Model):
         with tf.GradientTape() as tape:
             estimate = self.estimate(batch, seed, training=True)
             values = estimate.loss
-            size = tf.cast(tf.size(values), total.dtype)
+            size, total = tf.cast(tf.size(values), values.dtype), tf.cast(total, values.dtype)
             if batch.weight is not None:
                 # Weights of shape [B, 1] would broadcast to [B, B].
                 values *= tf.reshape(tf.cast(batch.weight, values.dtype), tf.shape(values))
             # `self.losses`, penalties on weights, are the same for all parts: each adds its share.
-            loss = (tf.reduce_sum(values) + size * sum(self.losses)) / total
+            penalties = sum(tf.cast(penalty, values.dtype) for penalty in self.losses)
+            loss = (tf.reduce_sum(values) + size * penalties) / total
             objective = self.optimizer.scale_loss(loss)
         variables = [variable.value for variable in self.trainable_variables]
         return estimate, tape.gradient(objective, variables)
@@ -364,7 +371,7 @@ class TrainedModel(keras.Model):
 
 def _joined(parts: Sequence[Estimate]) -> Estimate:
     """Joins the estimates of a batch's parts; metrics are of all replicas."""
-    sizes = [tf.cast(tf.size(part.loss), tf.float32) for part in parts]
+    sizes = [tf.cast(tf.size(part.loss), part.loss.dtype) for part in parts]
     return Estimate(
         tf.concat([part.loss for part in parts], axis=0),
         tf.concat([part.bound for part in parts], axis=0),

@@ -31,14 +31,20 @@ class Updates:
     def apply(self, gradients: list[tf.Tensor | None]) -> None:
         """Applies the gradients of the whole batch, unless their norm is too large."""
         optimizer, variables = self._model.optimizer, self._model.trainable_variables
+        gradients = _of_one_dtype(gradients)
         # The factor of the loss in mixed float16; 1 with other policies.
         scale = optimizer.scale_loss(tf.ones([]))
         norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients if g is not None])
         norm /= scale
-        self._norm.update_state(norm)
+        # A gradient in float16 overflows where the factor is too large; it then has no norm.
+        overflows = self._scales_loss() & ~tf.math.is_finite(norm)
+        self._norm.update_state(
+            tf.where(overflows, 0.0, norm), sample_weight=tf.cast(~overflows, tf.float32)
+        )
         clip_norm, skip_norm = self._clip_norm(), self._model.skip_gradient_norm
         if clip_norm is not None:
-            self._clipped.update_state(tf.cast(norm > clip_norm, tf.float32))
+            is_clipped = (norm > clip_norm) & ~overflows
+            self._clipped.update_state(tf.cast(is_clipped, tf.float32))
 
         def apply() -> None:
             distribute.apply_gradients(optimizer, gradients, variables)
@@ -48,8 +54,25 @@ class Updates:
             return
         is_small = norm < skip_norm  # False for NaN too.
         self._skipped.update_state(tf.cast(tf.logical_not(is_small), tf.float32))
-        distribute.update_if(is_small, apply, [*variables, *optimizer.variables])
+        # The optimizer skips an update that overflows itself, and lowers its factor.
+        distribute.update_if(is_small | overflows, apply, [*variables, *optimizer.variables])
+
+    def _scales_loss(self) -> bool:
+        """Returns whether the optimizer multiplies the loss by a factor, as in mixed float16."""
+        return isinstance(self._model.optimizer, keras.optimizers.LossScaleOptimizer)
 
     def _clip_norm(self) -> float | None:
         """Returns the global norm to which the optimizer clips, or None."""
         return getattr(distribute.inner_optimizer(self._model.optimizer), "global_clipnorm", None)
+
+
+def _of_one_dtype(gradients: list[tf.Tensor | None]) -> list[tf.Tensor | None]:
+    """Casts gradients to the widest dtype among them; None stays None.
+
+    Keras clips gradients of one dtype only, and casts each to that of its variable later.
+    """
+    dtypes = {gradient.dtype for gradient in gradients if gradient is not None}
+    if len(dtypes) <= 1:
+        return gradients
+    widest = max(dtypes, key=lambda dtype: dtype.size)
+    return [None if gradient is None else tf.cast(gradient, widest) for gradient in gradients]
