@@ -14,7 +14,8 @@ from tf_mcvae.layers.schedules import Schedule, get_schedule
 from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
 from tf_mcvae.models.batch import Batch
-from tf_mcvae.models.generative import GenerativeModel, recomputing
+from tf_mcvae.models.generative import GenerativeModel
+from tf_mcvae.models.penalties import ChainPath
 from tf_mcvae.models.statistics import TransitionStatistics, pool_statistics, trace_statistics
 from tf_mcvae.objectives.annealed import AnnealedSamples, TraceFn, annealed_importance_sampling
 
@@ -143,9 +144,8 @@ class AnnealedVAE(MonteCarloVAE):
         initial_seed, transition_seed = random.split(seed)
         posterior = self.posterior(batch, training)
         generative = GenerativeModel(self.prior, self.transition_decoder, self.likelihood)
-        path = self.path(batch, posterior, generative)
-        if self.recompute:
-            path = recomputing(path, generative.trainable_variables)
+        recomputed = generative.trainable_variables if self.recompute else ()
+        path = ChainPath(self.path(batch, posterior, generative), recomputed)
         temperatures, step_sizes = self.schedule.inverse_temperatures(), self.step_size.values()
 
         def kernel_fn(
@@ -157,7 +157,7 @@ class AnnealedVAE(MonteCarloVAE):
                 Transition(index, path, step_size, temperature, batch, posterior)
             )
 
-        return annealed_importance_sampling(
+        samples = annealed_importance_sampling(
             path,
             self.draw_posterior(posterior, num_samples, initial_seed),
             kernel_fn,
@@ -168,6 +168,8 @@ class AnnealedVAE(MonteCarloVAE):
             else None,
             trace_fn=trace_fn,
         )
+        path.report(samples.state)
+        return samples
 
     def weigh(
         self, batch: Batch, seed: random.Seed, num_samples: int, training: bool = False

@@ -16,6 +16,7 @@ from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse
 from tf_mcvae.models.annealed import AnnealedVAE, ScheduleName, Transition
 from tf_mcvae.models.base import LikelihoodLike
 from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.penalties import refusing_losses
 from tf_mcvae.models.training import Estimate
 from tf_mcvae.objectives.bounds import iwae
 
@@ -164,10 +165,12 @@ class LMCVAE(AnnealedVAE):
         )
 
     def _learned_drift(self, place: Place) -> Drift:
-        return Drift(self.drift(place.state, place.features.x, place.index))
+        with refusing_losses("learned_drift"):
+            return Drift(self.drift(place.state, place.features.x, place.index))
 
     def _learned_reverse(self, place: Place) -> Drift:
-        shift, log_variance = self.reverse_kernel(place.state, place.features.loc, place.index)
+        with refusing_losses("learned_reverse"):
+            shift, log_variance = self.reverse_kernel(place.state, place.features.loc, place.index)
         return Drift(shift / place.step_size, log_variance)
 
     def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:

@@ -15,6 +15,7 @@ from tf_mcvae import distribute, random
 from tf_mcvae.checks import plain_errors
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.inputs import check_not_empty
+from tf_mcvae.models.penalties import add_penalties, clear_penalties
 from tf_mcvae.models.updates import Updates
 from tf_mcvae.performance.plan import ExecutionPlan, JitCompile, jit_for_keras, plan_execution
 
@@ -288,7 +289,7 @@ class TrainedModel(keras.Model):
 
         def evaluate(part: Batch, first: tf.Tensor) -> Estimate:
             seed_of_rows = random.at_row(seed, share.first + first)
-            return self.estimate(part, seed_of_rows, training=False)._replace(adaptation=None)
+            return self._objective(part, seed_of_rows, training=False)._replace(adaptation=None)
 
         estimate = _joined(self.execution_plan(training=False).run(evaluate, batch))
         self.test_step_counter.assign_add(1)
@@ -300,12 +301,26 @@ class TrainedModel(keras.Model):
         parts = plan.run(lambda part, _: self(part.x, training=False), Batch.of(data))
         return tf.concat(parts, axis=0)
 
+    def _objective(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
+        """Returns the estimate, its loss weighted and with the penalties that layers report.
+
+        As in Keras, the loss of a batch is the mean of these values, `[B]`: the sum of the weighted
+        losses divided by their number, plus the penalties. Those of activities are means over the
+        examples, so that a part of a batch adds its share.
+        """
+        clear_penalties(self)
+        estimate = self.estimate(batch, seed, training)
+        loss = estimate.loss
+        if batch.weight is not None:
+            loss *= tf.cast(batch.weight, loss.dtype)
+        loss = add_penalties(loss, self)
+        clear_penalties(self)  # They are tensors of this graph.
+        return estimate._replace(loss=loss)
+
     def _differentiate(
         self, batch: Batch, seed: random.Seed, total: tf.Tensor
     ) -> tuple[Estimate, list[tf.Tensor | None]]:
         """Returns the estimate, and its part of the gradient of the whole batch's loss.
-
-        As in Keras, that loss is the sum of the weighted values, divided by their number.
 
         Args:
             batch: A part of the batch.
@@ -313,15 +328,8 @@ class TrainedModel(keras.Model):
             total: Number of examples in the whole batch.
         """
         with tf.GradientTape() as tape:
-            estimate = self.estimate(batch, seed, training=True)
-            values = estimate.loss
-            size = tf.cast(tf.size(values), total.dtype)
-            if batch.weight is not None:
-                # Weights of shape [B, 1] would broadcast to [B, B].
-                values *= tf.reshape(tf.cast(batch.weight, values.dtype), tf.shape(values))
-            # `self.losses`, penalties on weights, are the same for all parts: each adds its share.
-            loss = (tf.reduce_sum(values) + size * sum(self.losses)) / total
-            objective = self.optimizer.scale_loss(loss)
+            estimate = self._objective(batch, seed, training=True)
+            objective = self.optimizer.scale_loss(tf.reduce_sum(estimate.loss) / total)
         variables = [variable.value for variable in self.trainable_variables]
         return estimate, tape.gradient(objective, variables)
 
@@ -330,12 +338,12 @@ class TrainedModel(keras.Model):
     def _track(self, estimate: Estimate, weight: tf.Tensor | None) -> dict[str, Any]:
         """Updates the metrics.
 
-        Loss and bound are averaged over examples, the others over batches.
+        Loss and bound are averaged over examples, the bound with their weights; the others are
+        averaged over batches.
         """
-        examples = {"loss": estimate.loss, "bound": estimate.bound}
-        examples, weight = distribute.whole_batch(examples, weight)
-        for name, values in examples.items():
-            self._trackers[name].update_state(values, sample_weight=weight)
+        examples = {"loss": (estimate.loss, None), "bound": (estimate.bound, weight)}
+        for name, (values, weights) in distribute.whole_batch(examples).items():
+            self._trackers[name].update_state(values, sample_weight=weights)
         for name, value in estimate.metrics.items():
             self._trackers[name].update_state(value)
         return {name: tracker.result() for name, tracker in self._trackers.items()}
