@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import keras
 import tensorflow as tf
 
-from tf_mcvae.kernels.path import AnnealedPath, LogProbFn
+from tf_mcvae.kernels.path import AnnealedPath
 
 
 def clear_penalties(model: keras.Model) -> None:

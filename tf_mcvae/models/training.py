@@ -17,6 +17,7 @@ from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.inputs import check_not_empty
 from tf_mcvae.models.penalties import add_penalties, clear_penalties
 from tf_mcvae.models.updates import Updates
+from tf_mcvae.models.weights import weighted_arguments, weighted_data
 from tf_mcvae.performance.plan import ExecutionPlan, JitCompile, jit_for_keras, plan_execution
 
 # Before Keras 3.15, `train_on_batch` returned means over all batches since the last epoch.
@@ -190,13 +191,14 @@ class TrainedModel(keras.Model):
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the model; as `keras.Model.fit`."""
         x = self.check_inputs(x)
+        arguments = weighted_arguments(super().fit, x, args, kwargs)
         if isinstance(x, tf.data.Dataset):
-            kwargs.setdefault("shuffle", False)  # Keras warns that it cannot shuffle one.
-        if kwargs.get("validation_data") is not None:
-            held_out, *rest = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
-            kwargs["validation_data"] = (self.check_inputs(held_out), *rest)
+            arguments.setdefault("shuffle", False)  # Keras warns that it cannot shuffle one.
+        if arguments.get("validation_data") is not None:
+            held_out, *rest = keras.utils.unpack_x_y_sample_weight(arguments["validation_data"])
+            arguments["validation_data"] = weighted_data(self.check_inputs(held_out), *rest)
         with plain_errors():
-            history = super().fit(x, *args, **kwargs)
+            history = super().fit(**arguments)
         if history.epoch:
             check_not_empty(history.history.get("loss"))
         return history
@@ -206,13 +208,15 @@ class TrainedModel(keras.Model):
 
         Every call draws the same random numbers, so that epochs and checkpoints are comparable.
         """
+        arguments = {"x": x, **kwargs}
         if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked it.
             x = self.check_inputs(x)
+            arguments = weighted_arguments(super().evaluate, x, args, kwargs)
         self.test_step_counter.assign(0)
         self._evaluating = True
         try:
             with plain_errors():
-                results = super().evaluate(x, *args, **kwargs)
+                results = super().evaluate(**arguments)
         finally:
             self._evaluating = False
         check_not_empty(results)
@@ -226,12 +230,14 @@ class TrainedModel(keras.Model):
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Takes one optimizer step; as `keras.Model.train_on_batch` of Keras 3.15."""
-        result = super().train_on_batch(self._check_batch(x), *args, **kwargs)
+        method = super().train_on_batch
+        result = method(**weighted_arguments(method, self._check_batch(x), args, kwargs))
         return keras.tree.map_structure(float, result)  # Before Keras 3.14, arrays.
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluates a batch; as `keras.Model.test_on_batch` of Keras 3.15."""
-        result = super().test_on_batch(self._check_batch(x), *args, **kwargs)
+        method = super().test_on_batch
+        result = method(**weighted_arguments(method, self._check_batch(x), args, kwargs))
         return keras.tree.map_structure(float, result)  # Before Keras 3.14, arrays.
 
     def _check_batch(self, x: Any) -> Any:
