@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -190,6 +191,11 @@ class AnnealedVAE(MonteCarloVAE):
             **numbered,
             "step_size": tf.reduce_mean(self.step_size.values()),
         }
+
+    def causes_of_divergence(self) -> list[str]:
+        """Adds the step sizes."""
+        steps = np.ravel(self.step_size.values())
+        return [*super().causes_of_divergence(), f"step sizes up to {np.max(steps):g}"]
 
     def adapt(self, parts: Sequence[TransitionStatistics]) -> None:
         """Applies the step-size rule."""

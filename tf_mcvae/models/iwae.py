@@ -8,9 +8,9 @@ import tensorflow as tf
 from tf_mcvae import random
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
 from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.models.penalties import ChainPath
 from tf_mcvae.models.posterior import diagonal_normal
-from tf_mcvae.models.training import Estimate
 from tf_mcvae.objectives.bounds import dreg_loss, iwae
 
 Gradient = Literal["plain", "stl", "dreg"]

@@ -16,8 +16,8 @@ from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse
 from tf_mcvae.models.annealed import AnnealedVAE, ScheduleName, Transition
 from tf_mcvae.models.base import LikelihoodLike
 from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.models.penalties import refusing_losses
-from tf_mcvae.models.training import Estimate
 from tf_mcvae.objectives.bounds import iwae
 
 

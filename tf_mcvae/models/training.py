@@ -5,8 +5,8 @@ batch: losses, gradients, gradient norms and metrics are those of the whole batc
 numbers of an example depend only on its number in the batch.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,6 +14,9 @@ import tensorflow as tf
 from tf_mcvae import distribute, random
 from tf_mcvae.checks import plain_errors
 from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.callbacks import all_callbacks
+from tf_mcvae.models.divergence import warn_of_loss
+from tf_mcvae.models.estimate import Estimate, added, joined
 from tf_mcvae.models.inputs import check_not_empty
 from tf_mcvae.models.penalties import add_penalties, clear_penalties
 from tf_mcvae.models.updates import Updates
@@ -25,23 +28,6 @@ _KEEPS_METRICS = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15)
 
 # The streams of random numbers that a model draws from its one seed.
 TRAIN_STREAM, TEST_STREAM, CALL_STREAM = 0, 1, 2
-
-
-class Estimate(NamedTuple):
-    """One evaluation of a model's objective on a batch.
-
-    Attributes:
-        loss: The loss to minimise, `[B]`; its value need not be minus a bound.
-        bound: The bound on `log p(x)` in nats, `[B]`.
-        metrics: Further metrics by name, means over the batch.
-        adaptation: Statistics for step-size rules, or None; for a whole batch, a tuple of those of
-            its parts.
-    """
-
-    loss: tf.Tensor
-    bound: tf.Tensor
-    metrics: Mapping[str, tf.Tensor]
-    adaptation: Any = None
 
 
 class TrainedModel(keras.Model):
@@ -65,6 +51,7 @@ class TrainedModel(keras.Model):
     event_shape: tuple[int, ...]
     jit_requested: JitCompile = "auto"
     _evaluating = False
+    _has_bad_loss = False
 
     def __init__(
         self, *, name: str | None, trainable: bool, dtype: str | keras.DTypePolicy | None
@@ -104,6 +91,15 @@ class TrainedModel(keras.Model):
 
     def adapt(self, parts: Sequence[Any]) -> None:
         """Updates adapted quantities after a training step, from `Estimate.adaptation`."""
+
+    def own_callbacks(self) -> list[keras.callbacks.Callback]:
+        """Callbacks of the model itself in each `fit`."""
+        return []
+
+    def causes_of_divergence(self) -> list[str]:
+        """What may be too large where training diverges, as parts of a sentence."""
+        rate = float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
+        return [f"a learning rate of {rate:g}", "log variances that grow without limit"]
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Keeps the shape of an example, and makes the metrics."""
@@ -189,7 +185,12 @@ class TrainedModel(keras.Model):
         return super().make_train_function(force)
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains the model; as `keras.Model.fit`."""
+        """Trains the model; as `keras.Model.fit`.
+
+        Training whose weights are no longer finite is stopped, with a `RuntimeWarning` that names
+        the likely causes; see `StopOnDivergence`. Callbacks that monitor `bound` or `val_bound`
+        take larger values as better.
+        """
         x = self.check_inputs(x)
         arguments = weighted_arguments(super().fit, x, args, kwargs)
         if isinstance(x, tf.data.Dataset):
@@ -197,8 +198,9 @@ class TrainedModel(keras.Model):
         if arguments.get("validation_data") is not None:
             held_out, *rest = keras.utils.unpack_x_y_sample_weight(arguments["validation_data"])
             arguments["validation_data"] = weighted_data(self.check_inputs(held_out), *rest)
-        with plain_errors():
-            history = super().fit(**arguments)
+        given = arguments.pop("callbacks", None)
+        with plain_errors(), all_callbacks(given, self, x) as callbacks:
+            history = super().fit(**arguments, callbacks=callbacks)
         if history.epoch:
             check_not_empty(history.history.get("loss"))
         return history
@@ -220,6 +222,8 @@ class TrainedModel(keras.Model):
         finally:
             self._evaluating = False
         check_not_empty(results)
+        if not kwargs.get("_use_cached_eval_dataset"):  # `fit` warns itself.
+            warn_of_loss(self, results)
         return results
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -232,13 +236,19 @@ class TrainedModel(keras.Model):
         """Takes one optimizer step; as `keras.Model.train_on_batch` of Keras 3.15."""
         method = super().train_on_batch
         result = method(**weighted_arguments(method, self._check_batch(x), args, kwargs))
-        return keras.tree.map_structure(float, result)  # Before Keras 3.14, arrays.
+        return self._as_floats(result)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluates a batch; as `keras.Model.test_on_batch` of Keras 3.15."""
         method = super().test_on_batch
         result = method(**weighted_arguments(method, self._check_batch(x), args, kwargs))
-        return keras.tree.map_structure(float, result)  # Before Keras 3.14, arrays.
+        return self._as_floats(result)
+
+    def _as_floats(self, result: Any) -> Any:
+        """Returns metrics as floats, with one warning for as long as losses are not finite."""
+        result = keras.tree.map_structure(float, result)  # Before Keras 3.14, arrays.
+        self._has_bad_loss = warn_of_loss(self, result, is_known=self._has_bad_loss)
+        return result
 
     def _check_batch(self, x: Any) -> Any:
         """Checks a batch, and resets metrics that Keras would average with earlier batches."""
@@ -279,8 +289,8 @@ class TrainedModel(keras.Model):
             return self._differentiate(part, seed_of_rows, share.total)
 
         parts = self.execution_plan(training=True).run(differentiate, batch)
-        estimate = _joined([estimate for estimate, _ in parts])
-        gradients = _added([gradients for _, gradients in parts])
+        estimate = joined([estimate for estimate, _ in parts])
+        gradients = added([gradients for _, gradients in parts])
         self._updates.apply(distribute.all_sum_gradients(gradients))
         self.adapt(estimate.adaptation)
         self.step.assign_add(1)
@@ -297,7 +307,7 @@ class TrainedModel(keras.Model):
             seed_of_rows = random.at_row(seed, share.first + first)
             return self._objective(part, seed_of_rows, training=False)._replace(adaptation=None)
 
-        estimate = _joined(self.execution_plan(training=False).run(evaluate, batch))
+        estimate = joined(self.execution_plan(training=False).run(evaluate, batch))
         self.test_step_counter.assign_add(1)
         return distribute.logs_of_step(self._track(estimate, batch.weight))
 
@@ -341,6 +351,10 @@ class TrainedModel(keras.Model):
 
     # The metrics.
 
+    def mean_loss(self) -> float:
+        """Returns the mean loss of the epoch so far."""
+        return float(self._trackers["loss"].result())
+
     def _track(self, estimate: Estimate, weight: tf.Tensor | None) -> dict[str, Any]:
         """Updates the metrics.
 
@@ -374,21 +388,3 @@ class TrainedModel(keras.Model):
         if not self.is_distributed:
             return super()._get_metrics_result_or_logs(logs)
         return self.get_metrics_result()
-
-
-def _joined(parts: Sequence[Estimate]) -> Estimate:
-    """Joins the estimates of a batch's parts; metrics are of all replicas."""
-    sizes = [tf.cast(tf.size(part.loss), tf.float32) for part in parts]
-    return Estimate(
-        tf.concat([part.loss for part in parts], axis=0),
-        tf.concat([part.bound for part in parts], axis=0),
-        distribute.pooled_mean([dict(part.metrics) for part in parts], sizes),
-        tuple(part.adaptation for part in parts),
-    )
-
-
-def _added(parts: Sequence[list[tf.Tensor | None]]) -> list[tf.Tensor | None]:
-    """Adds the gradients of a batch's parts; None stays None."""
-    if len(parts) == 1:
-        return parts[0]
-    return [None if terms[0] is None else tf.add_n(terms) for terms in zip(*parts, strict=True)]
