@@ -52,7 +52,9 @@ class AnnealedVAE(MonteCarloVAE):
     Args:
         encoder: Maps `x [B, ...]` to `[B, 2 D]`, location and log variance.
         decoder: Maps `z [B, D]` to the likelihood's parameters. It is run in inference mode, since
-            all transitions need the same density: no dropout, no statistics of the batch.
+            all transitions need the same density: no dropout, no statistics of the batch. The
+            losses that it reports (activity regularisers, `add_loss`) are those of one more call,
+            at the states after all transitions.
         likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
         num_transitions: K.
         num_samples: S.
@@ -195,7 +197,8 @@ class AnnealedVAE(MonteCarloVAE):
     def causes_of_divergence(self) -> list[str]:
         """Adds the step sizes."""
         steps = np.ravel(self.step_size.values())
-        return [*super().causes_of_divergence(), f"step sizes up to {np.max(steps):g}"]
+        text = f"up to {np.max(steps):g}" if np.all(np.isfinite(steps)) else "that are not finite"
+        return [*super().causes_of_divergence(), f"step sizes {text}"]
 
     def adapt(self, parts: Sequence[TransitionStatistics]) -> None:
         """Applies the step-size rule."""

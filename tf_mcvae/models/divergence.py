@@ -3,7 +3,7 @@
 import inspect
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -14,6 +14,11 @@ from tf_mcvae import distribute
 
 # Reading the loss makes the host wait for the device, so it is not read at every step.
 STEPS_BETWEEN_CHECKS = 100
+
+# Data whose values are all smaller than this are not named as a cause.
+_LARGE = 10.0
+
+_LIBRARIES = ("tf_mcvae", "keras")
 
 
 class StopOnDivergence(keras.callbacks.Callback):
@@ -26,7 +31,7 @@ class StopOnDivergence(keras.callbacks.Callback):
 
     Args:
         model: The model; None for the one whose `fit` it is given to.
-        x: The examples; if they are an array, the warning names their range.
+        x: The examples. If they are an array, the warning names their range, if it is large.
     """
 
     def __init__(self, model: keras.Model | None = None, x: Any = None) -> None:
@@ -75,17 +80,15 @@ class StopOnDivergence(keras.callbacks.Callback):
         """
         if not weights_are_finite:
             self.model.stop_training = True
-        with distribute.scope_of(self.model):
-            if distribute.worker_index() != 0:
-                return
         names = " and ".join(losses) if weights_are_finite else "weights"
         end = "training continues, as the weights are" if weights_are_finite else "training stops"
         received = ", ".join(f"{name}={loss:g}" for name, loss in losses.items())
         _warn(
+            self.model,
             f"Training diverges: {names} not finite in epoch {epoch}; {end}. Likely causes: "
             f"{'; '.join([*_range_of(self._x), *self.model.causes_of_divergence()])}. Scale the "
             "data, lower the rates and sizes, or bound the gradient by the optimizer's "
-            f"`global_clipnorm` or `compile(skip_gradient_norm=...)`. Received: {received}"
+            f"`global_clipnorm` or `compile(skip_gradient_norm=...)`. Received: {received}",
         )
 
 
@@ -118,20 +121,25 @@ def warn_of_loss(model: Any, results: Any, is_known: bool = False) -> bool:
         else "weights of the model are not finite, as after training that diverged. Train again "
         f"with lower rates: likely causes are {'; '.join(model.causes_of_divergence())}"
     )
-    _warn(f"The loss is not finite: {cause}. Received: loss={loss:g}")
+    _warn(model, f"The loss is not finite: {cause}. Received: loss={loss:g}")
     return True
 
 
-def _range_of(x: Any) -> Sequence[str]:
+def _range_of(x: Any) -> list[str]:
+    """Returns the data as a cause, unless they are known to be scaled."""
     if not hasattr(x, "shape"):
         return ["data that are not scaled"]
-    values = np.asarray(x)
-    return [f"data that are not scaled (from {np.min(values):g} to {np.max(values):g})"]
+    low, high = np.min(x), np.max(x)
+    is_large = max(abs(low), abs(high)) > _LARGE
+    return [f"data that are not scaled (from {low:g} to {high:g})"] if is_large else []
 
 
-def _warn(message: str) -> None:
-    """Warns at the line outside this package and Keras that led here."""
+def _warn(model: keras.Model, message: str) -> None:
+    """Warns, on the chief, at the line outside this package and Keras that led here."""
+    with distribute.scope_of(model):
+        if distribute.worker_index() != 0:
+            return
     level, frame = 1, inspect.currentframe()
-    while frame and frame.f_globals["__name__"].partition(".")[0] in ("tf_mcvae", "keras"):
+    while frame and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, RuntimeWarning, stacklevel=level)
