@@ -4,11 +4,13 @@ import csv
 import math
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from tf_mcvae.files import replacing
+from tf_mcvae.models.divergence import StopOnDivergence
 
 
 class EpochLine(keras.callbacks.Callback):
@@ -63,23 +65,26 @@ def format_seconds(seconds: float) -> str:
     return f"{total // 3600} h {total % 3600 // 60} min"
 
 
-class StopOnNonFinite(keras.callbacks.Callback):
-    """Ends training with an error when the loss is not finite.
+class StopOnNonFinite(StopOnDivergence):
+    """Ends training with an error when the loss or the weights are not finite.
 
     It must come before `Checkpoint`, so that the checkpoint keeps the last finite weights.
 
     Raises:
-        ValueError: At the end of an epoch whose loss is not finite.
+        ValueError: If training diverges.
     """
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Looks at the loss."""
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"The loss is not finite in epoch {epoch + 1}. A lower --learning-rate or "
-                f"--step-size may help, or --gradient-clip. Received: loss={loss}"
-            )
+    def answer(self, epoch: int, losses: Mapping[str, float], weights_are_finite: bool) -> None:
+        """Raises, unless only the validation data have a loss that is not finite."""
+        loss = losses.get("loss")
+        if loss is None and weights_are_finite:
+            super().answer(epoch, losses, weights_are_finite)
+            return
+        what = "loss is" if weights_are_finite or not math.isfinite(loss or 0.0) else "weights are"
+        raise ValueError(
+            f"The {what} not finite in epoch {epoch}. A lower --learning-rate or "
+            f"--step-size may help, or --gradient-clip. Received: loss={loss}"
+        )
 
 
 class HistoryWriter(keras.callbacks.Callback):

@@ -200,22 +200,25 @@ class WholeBatchSum(_OfWholeBatch, keras.metrics.Sum):
     """A sum of values of the whole batch."""
 
 
-def whole_batch(values: Any, weight: tf.Tensor | None) -> tuple[Any, tf.Tensor | None]:
-    """Returns the values and the weight with which to update metrics of the whole batch.
+def whole_batch(
+    metrics: dict[str, tuple[tf.Tensor, tf.Tensor | None]],
+) -> dict[str, tuple[tf.Tensor, tf.Tensor | None]]:
+    """Returns the values and the weights with which to update metrics of the whole batch.
 
     Args:
-        values: Values of this replica's examples, a structure of `[B]`.
-        weight: `[B]`, or None for equal weights.
+        metrics: For each metric the values of this replica's examples, `[B]`, and their weights,
+            `[B]` or None for equal ones.
 
     Returns:
-        Under a strategy, the means over all replicas and the sum of the weights; otherwise the
-        arguments.
+        Under a strategy, the means over all replicas and the sums of the weights; otherwise the
+        argument.
     """
     if not tf.distribute.has_strategy():
-        return values, weight
-    first = tf.nest.flatten(values)[0]
-    weight = tf.ones_like(first) if weight is None else tf.cast(weight, first.dtype)
-    weight = tf.reshape(weight, tf.shape(first))
-    sums = tf.nest.map_structure(lambda v: tf.reduce_sum(weight * v), values)
-    total, sums = all_sum((tf.reduce_sum(weight), sums))
-    return tf.nest.map_structure(lambda v: tf.math.divide_no_nan(v, total), sums), total
+        return metrics
+
+    def sums(values: tf.Tensor, weights: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        weights = tf.ones_like(values) if weights is None else tf.cast(weights, values.dtype)
+        return tf.reduce_sum(weights * values), tf.reduce_sum(weights)
+
+    totals = all_sum({name: sums(*pair) for name, pair in metrics.items()})
+    return {name: (tf.math.divide_no_nan(*pair), pair[1]) for name, pair in totals.items()}

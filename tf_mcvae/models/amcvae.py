@@ -15,7 +15,7 @@ from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.annealed import AnnealedVAE, ScheduleName, Transition
 from tf_mcvae.models.base import LikelihoodLike
 from tf_mcvae.models.batch import Batch
-from tf_mcvae.models.training import Estimate
+from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.objectives.bounds import elbo, score_function_loss
 
 
@@ -121,18 +121,12 @@ class AMCVAE(AnnealedVAE):
             return 1.0
         return tf.minimum(1.0, 0.1 * tf.cast(tf.convert_to_tensor(self.epoch), self.density_dtype))
 
-    def fit(
-        self, x: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any
-    ) -> keras.callbacks.History:
-        """Trains the model; as `keras.Model.fit`."""
+    def own_callbacks(self) -> list[keras.callbacks.Callback]:
+        """Adds one that keeps the epoch, for the factor of the score-function term."""
         set_epoch = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, logs: self.epoch.assign(epoch)
         )
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(set_epoch)
-        else:
-            callbacks = [set_epoch, *_as_list(callbacks)]
-        return super().fit(x, *args, callbacks=callbacks, **kwargs)
+        return [*super().own_callbacks(), set_epoch]
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -141,9 +135,3 @@ class AMCVAE(AnnealedVAE):
             "acceptance": self.acceptance,
             "alpha_annealing": self.alpha_annealing,
         }
-
-
-def _as_list(callbacks: Any) -> list[Any]:
-    if callbacks is None:
-        return []
-    return list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]

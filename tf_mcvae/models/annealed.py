@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -14,7 +15,8 @@ from tf_mcvae.layers.schedules import Schedule, get_schedule
 from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
 from tf_mcvae.models.batch import Batch
-from tf_mcvae.models.generative import GenerativeModel, recomputing
+from tf_mcvae.models.generative import GenerativeModel
+from tf_mcvae.models.penalties import ChainPath
 from tf_mcvae.models.statistics import TransitionStatistics, pool_statistics, trace_statistics
 from tf_mcvae.objectives.annealed import AnnealedSamples, TraceFn, annealed_importance_sampling
 
@@ -50,7 +52,9 @@ class AnnealedVAE(MonteCarloVAE):
     Args:
         encoder: Maps `x [B, ...]` to `[B, 2 D]`, location and log variance.
         decoder: Maps `z [B, D]` to the likelihood's parameters. It is run in inference mode, since
-            all transitions need the same density: no dropout, no statistics of the batch.
+            all transitions need the same density: no dropout, no statistics of the batch. The
+            losses that it reports (activity regularisers, `add_loss`) are those of one more call,
+            at the states after all transitions.
         likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
         num_transitions: K.
         num_samples: S.
@@ -145,9 +149,8 @@ class AnnealedVAE(MonteCarloVAE):
         initial_seed, transition_seed = random.split(seed)
         posterior = self.posterior(batch, training)
         generative = GenerativeModel(self.prior, self.transition_decoder, self.likelihood)
-        path = self.path(batch, posterior, generative)
-        if self.recompute:
-            path = recomputing(path, generative.trainable_variables)
+        recomputed = generative.trainable_variables if self.recompute else ()
+        path = ChainPath(self.path(batch, posterior, generative), recomputed)
         # Layers that are made before the model may have another dtype.
         temperatures = tf.cast(self.schedule.inverse_temperatures(), self.density_dtype)
         step_sizes = tf.cast(self.step_size.values(), self.density_dtype)
@@ -161,7 +164,7 @@ class AnnealedVAE(MonteCarloVAE):
                 Transition(index, path, step_size, temperature, batch, posterior)
             )
 
-        return annealed_importance_sampling(
+        samples = annealed_importance_sampling(
             path,
             self.draw_posterior(posterior, num_samples, initial_seed),
             kernel_fn,
@@ -172,6 +175,8 @@ class AnnealedVAE(MonteCarloVAE):
             else None,
             trace_fn=trace_fn,
         )
+        path.report(samples.state)
+        return samples
 
     def weigh(
         self, batch: Batch, seed: random.Seed, num_samples: int, training: bool = False
@@ -192,6 +197,12 @@ class AnnealedVAE(MonteCarloVAE):
             **numbered,
             "step_size": tf.cast(tf.reduce_mean(self.step_size.values()), acceptance.dtype),
         }
+
+    def causes_of_divergence(self) -> list[str]:
+        """Adds the step sizes."""
+        steps = np.ravel(self.step_size.values())
+        text = f"up to {np.max(steps):g}" if np.all(np.isfinite(steps)) else "that are not finite"
+        return [*super().causes_of_divergence(), f"step sizes {text}"]
 
     def adapt(self, parts: Sequence[TransitionStatistics]) -> None:
         """Applies the step-size rule."""

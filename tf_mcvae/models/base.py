@@ -13,10 +13,11 @@ from tf_mcvae.layers import likelihoods
 from tf_mcvae.layers.likelihoods import Likelihood
 from tf_mcvae.layers.priors import StandardNormal
 from tf_mcvae.models.batch import Array, Batch
+from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.models.generative import GenerativeModel, LogProbFn
 from tf_mcvae.models.inputs import check_floats, check_inputs
 from tf_mcvae.models.posterior import diagonal_normal, latent_dim_of, loc_and_scale
-from tf_mcvae.models.training import CALL_STREAM, Estimate, TrainedModel
+from tf_mcvae.models.training import CALL_STREAM, TrainedModel
 from tf_mcvae.objectives.bounds import iwae
 
 LikelihoodLike = Literal["bernoulli", "gaussian"] | str | dict[str, Any] | Likelihood

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_mcvae.models.weights import vector_of_weights
+
 Array: TypeAlias = np.ndarray[Any, Any] | tf.Tensor
 
 
@@ -24,4 +26,4 @@ class Batch(NamedTuple):
     def of(cls, data: Any) -> Self:
         """Returns the batch of `x`, `(x, y)` or `(x, y, sample_weight)`; `y` is ignored."""
         x, _, weight = keras.utils.unpack_x_y_sample_weight(data)
-        return cls(x, weight)
+        return cls(x, None if weight is None else vector_of_weights(weight, x))

@@ -1,12 +1,11 @@
 """The generative model: prior, decoder and likelihood in one object."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from tf_mcvae import random
-from tf_mcvae.kernels import AnnealedPath
 from tf_mcvae.layers.likelihoods import Likelihood
 from tf_mcvae.layers.priors import Prior
 from tf_mcvae.models.batch import Batch
@@ -77,19 +76,3 @@ class GenerativeModel:
         z = tf.cast(self.prior.sample([1, num_samples, latent_dim], latent_seed), dtype)
         x = self.likelihood.sample(self.parameters(z), x_seed, event_ndims=event_ndims)
         return x[0], z[0]
-
-
-def recomputing(path: AnnealedPath, variables: Sequence[keras.Variable]) -> AnnealedPath:
-    """Returns a path whose backward pass recomputes the target's activations.
-
-    Args:
-        path: A path.
-        variables: All variables of the target that have a gradient.
-    """
-
-    def target_log_prob(state: tf.Tensor, *values: tf.Tensor) -> tf.Tensor:
-        with keras.StatelessScope(list(zip(variables, values, strict=True))):
-            return path.target_log_prob_fn(state)
-
-    values = [tf.convert_to_tensor(variable.value) for variable in variables]
-    return AnnealedPath(path.base_log_prob_fn, target_log_prob, values)

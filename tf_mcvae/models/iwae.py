@@ -8,8 +8,9 @@ import tensorflow as tf
 from tf_mcvae import random
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
 from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.estimate import Estimate
+from tf_mcvae.models.penalties import ChainPath
 from tf_mcvae.models.posterior import diagonal_normal
-from tf_mcvae.models.training import Estimate
 from tf_mcvae.objectives.bounds import dreg_loss, iwae
 
 Gradient = Literal["plain", "stl", "dreg"]
@@ -78,7 +79,9 @@ class IWAE(MonteCarloVAE):
         if self.gradient == "stl":
             bound = iwae(path.target_log_prob_fn(z) - path.base_log_prob_fn(z))
             return Estimate(-bound, bound, {})
+        path = ChainPath(path)
         ends = path.endpoints(tf.stop_gradient(z))
+        path.report(z)  # At z itself, so that penalties of the decoder also train the encoder.
         log_weights = ends.log_p - ends.log_q
         loss = dreg_loss(log_weights, z, ends.score_p - ends.score_q)
         return Estimate(loss, iwae(log_weights), {})

@@ -16,7 +16,8 @@ from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse
 from tf_mcvae.models.annealed import AnnealedVAE, ScheduleName, Transition
 from tf_mcvae.models.base import LikelihoodLike
 from tf_mcvae.models.batch import Batch
-from tf_mcvae.models.training import Estimate
+from tf_mcvae.models.estimate import Estimate
+from tf_mcvae.models.penalties import refusing_losses
 from tf_mcvae.objectives.bounds import iwae
 
 
@@ -166,11 +167,13 @@ class LMCVAE(AnnealedVAE):
         )
 
     def _learned_drift(self, place: Place) -> Drift:
-        drift = self.drift(place.state, place.features.x, place.index)
+        with refusing_losses("learned_drift"):
+            drift = self.drift(place.state, place.features.x, place.index)
         return Drift(tf.cast(drift, place.state.dtype))
 
     def _learned_reverse(self, place: Place) -> Drift:
-        outputs = self.reverse_kernel(place.state, place.features.loc, place.index)
+        with refusing_losses("learned_reverse"):
+            outputs = self.reverse_kernel(place.state, place.features.loc, place.index)
         shift, log_variance = (tf.cast(output, place.state.dtype) for output in outputs)
         return Drift(shift / place.step_size, log_variance)
 

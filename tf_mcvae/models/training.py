@@ -5,8 +5,8 @@ batch: losses, gradients, gradient norms and metrics are those of the whole batc
 numbers of an example depend only on its number in the batch.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,8 +14,13 @@ import tensorflow as tf
 from tf_mcvae import distribute, random
 from tf_mcvae.checks import plain_errors
 from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.callbacks import all_callbacks
+from tf_mcvae.models.divergence import warn_of_loss
+from tf_mcvae.models.estimate import Estimate, added, joined
 from tf_mcvae.models.inputs import check_not_empty
+from tf_mcvae.models.penalties import add_penalties, clear_penalties
 from tf_mcvae.models.updates import Updates
+from tf_mcvae.models.weights import weighted_arguments, weighted_data
 from tf_mcvae.performance.plan import ExecutionPlan, JitCompile, jit_for_keras, plan_execution
 from tf_mcvae.precision import density_dtype
 
@@ -24,23 +29,6 @@ _KEEPS_METRICS = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15)
 
 # The streams of random numbers that a model draws from its one seed.
 TRAIN_STREAM, TEST_STREAM, CALL_STREAM = 0, 1, 2
-
-
-class Estimate(NamedTuple):
-    """One evaluation of a model's objective on a batch.
-
-    Attributes:
-        loss: The loss to minimise, `[B]`; its value need not be minus a bound.
-        bound: The bound on `log p(x)` in nats, `[B]`.
-        metrics: Further metrics by name, means over the batch.
-        adaptation: Statistics for step-size rules, or None; for a whole batch, a tuple of those of
-            its parts.
-    """
-
-    loss: tf.Tensor
-    bound: tf.Tensor
-    metrics: Mapping[str, tf.Tensor]
-    adaptation: Any = None
 
 
 class TrainedModel(keras.Model):
@@ -64,6 +52,7 @@ class TrainedModel(keras.Model):
     event_shape: tuple[int, ...]
     jit_requested: JitCompile = "auto"
     _evaluating = False
+    _has_bad_loss = False
 
     def __init__(
         self, *, name: str | None, trainable: bool, dtype: str | keras.DTypePolicy | None
@@ -108,6 +97,15 @@ class TrainedModel(keras.Model):
 
     def adapt(self, parts: Sequence[Any]) -> None:
         """Updates adapted quantities after a training step, from `Estimate.adaptation`."""
+
+    def own_callbacks(self) -> list[keras.callbacks.Callback]:
+        """Callbacks of the model itself in each `fit`."""
+        return []
+
+    def causes_of_divergence(self) -> list[str]:
+        """What may be too large where training diverges, as parts of a sentence."""
+        rate = float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
+        return [f"a learning rate of {rate:g}", "log variances that grow without limit"]
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Keeps the shape of an example, and makes the metrics."""
@@ -193,15 +191,22 @@ class TrainedModel(keras.Model):
         return super().make_train_function(force)
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains the model; as `keras.Model.fit`."""
+        """Trains the model; as `keras.Model.fit`.
+
+        Training whose weights are no longer finite is stopped, with a `RuntimeWarning` that names
+        the likely causes; see `StopOnDivergence`. Callbacks that monitor `bound` or `val_bound`
+        take larger values as better.
+        """
         x = self.check_inputs(x)
+        arguments = weighted_arguments(super().fit, x, args, kwargs)
         if isinstance(x, tf.data.Dataset):
-            kwargs.setdefault("shuffle", False)  # Keras warns that it cannot shuffle one.
-        if kwargs.get("validation_data") is not None:
-            held_out, *rest = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
-            kwargs["validation_data"] = (self.check_inputs(held_out), *rest)
-        with plain_errors():
-            history = super().fit(x, *args, **kwargs)
+            arguments.setdefault("shuffle", False)  # Keras warns that it cannot shuffle one.
+        if arguments.get("validation_data") is not None:
+            held_out, *rest = keras.utils.unpack_x_y_sample_weight(arguments["validation_data"])
+            arguments["validation_data"] = weighted_data(self.check_inputs(held_out), *rest)
+        given = arguments.pop("callbacks", None)
+        with plain_errors(), all_callbacks(given, self, x) as callbacks:
+            history = super().fit(**arguments, callbacks=callbacks)
         if history.epoch:
             check_not_empty(history.history.get("loss"))
         return history
@@ -211,16 +216,20 @@ class TrainedModel(keras.Model):
 
         Every call draws the same random numbers, so that epochs and checkpoints are comparable.
         """
+        arguments = {"x": x, **kwargs}
         if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked it.
             x = self.check_inputs(x)
+            arguments = weighted_arguments(super().evaluate, x, args, kwargs)
         self.test_step_counter.assign(0)
         self._evaluating = True
         try:
             with plain_errors():
-                results = super().evaluate(x, *args, **kwargs)
+                results = super().evaluate(**arguments)
         finally:
             self._evaluating = False
         check_not_empty(results)
+        if not kwargs.get("_use_cached_eval_dataset"):  # `fit` warns itself.
+            warn_of_loss(self, results)
         return results
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -231,13 +240,21 @@ class TrainedModel(keras.Model):
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Takes one optimizer step; as `keras.Model.train_on_batch` of Keras 3.15."""
-        result = super().train_on_batch(self._check_batch(x), *args, **kwargs)
-        return keras.tree.map_structure(float, result)  # Before Keras 3.14, arrays.
+        method = super().train_on_batch
+        result = method(**weighted_arguments(method, self._check_batch(x), args, kwargs))
+        return self._as_floats(result)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluates a batch; as `keras.Model.test_on_batch` of Keras 3.15."""
-        result = super().test_on_batch(self._check_batch(x), *args, **kwargs)
-        return keras.tree.map_structure(float, result)  # Before Keras 3.14, arrays.
+        method = super().test_on_batch
+        result = method(**weighted_arguments(method, self._check_batch(x), args, kwargs))
+        return self._as_floats(result)
+
+    def _as_floats(self, result: Any) -> Any:
+        """Returns metrics as floats, with one warning for as long as losses are not finite."""
+        result = keras.tree.map_structure(float, result)  # Before Keras 3.14, arrays.
+        self._has_bad_loss = warn_of_loss(self, result, is_known=self._has_bad_loss)
+        return result
 
     def _check_batch(self, x: Any) -> Any:
         """Checks a batch, and resets metrics that Keras would average with earlier batches."""
@@ -278,8 +295,8 @@ class TrainedModel(keras.Model):
             return self._differentiate(part, seed_of_rows, share.total)
 
         parts = self.execution_plan(training=True).run(differentiate, batch)
-        estimate = _joined([estimate for estimate, _ in parts])
-        gradients = _added([gradients for _, gradients in parts])
+        estimate = joined([estimate for estimate, _ in parts])
+        gradients = added([gradients for _, gradients in parts])
         self._updates.apply(distribute.all_sum_gradients(gradients))
         self.adapt(estimate.adaptation)
         self.step.assign_add(1)
@@ -294,9 +311,9 @@ class TrainedModel(keras.Model):
 
         def evaluate(part: Batch, first: tf.Tensor) -> Estimate:
             seed_of_rows = random.at_row(seed, share.first + first)
-            return self.estimate(part, seed_of_rows, training=False)._replace(adaptation=None)
+            return self._objective(part, seed_of_rows, training=False)._replace(adaptation=None)
 
-        estimate = _joined(self.execution_plan(training=False).run(evaluate, batch))
+        estimate = joined(self.execution_plan(training=False).run(evaluate, batch))
         self.test_step_counter.assign_add(1)
         return distribute.logs_of_step(self._track(estimate, batch.weight))
 
@@ -306,12 +323,26 @@ class TrainedModel(keras.Model):
         parts = plan.run(lambda part, _: self(part.x, training=False), Batch.of(data))
         return tf.concat(parts, axis=0)
 
+    def _objective(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
+        """Returns the estimate, its loss weighted and with the penalties that layers report.
+
+        As in Keras, the loss of a batch is the mean of these values, `[B]`: the sum of the weighted
+        losses divided by their number, plus the penalties. Those of activities are means over the
+        examples, so that a part of a batch adds its share.
+        """
+        clear_penalties(self)
+        estimate = self.estimate(batch, seed, training)
+        loss = estimate.loss
+        if batch.weight is not None:
+            loss *= tf.cast(batch.weight, loss.dtype)
+        loss = add_penalties(loss, self)
+        clear_penalties(self)  # They are tensors of this graph.
+        return estimate._replace(loss=loss)
+
     def _differentiate(
         self, batch: Batch, seed: random.Seed, total: tf.Tensor
     ) -> tuple[Estimate, list[tf.Tensor | None]]:
         """Returns the estimate, and its part of the gradient of the whole batch's loss.
-
-        As in Keras, that loss is the sum of the weighted values, divided by their number.
 
         Args:
             batch: A part of the batch.
@@ -319,30 +350,27 @@ class TrainedModel(keras.Model):
             total: Number of examples in the whole batch.
         """
         with tf.GradientTape() as tape:
-            estimate = self.estimate(batch, seed, training=True)
-            values = estimate.loss
-            size, total = tf.cast(tf.size(values), values.dtype), tf.cast(total, values.dtype)
-            if batch.weight is not None:
-                # Weights of shape [B, 1] would broadcast to [B, B].
-                values *= tf.reshape(tf.cast(batch.weight, values.dtype), tf.shape(values))
-            # `self.losses`, penalties on weights, are the same for all parts: each adds its share.
-            penalties = sum(tf.cast(penalty, values.dtype) for penalty in self.losses)
-            loss = (tf.reduce_sum(values) + size * penalties) / total
-            objective = self.optimizer.scale_loss(loss)
+            estimate = self._objective(batch, seed, training=True)
+            total = tf.cast(total, estimate.loss.dtype)
+            objective = self.optimizer.scale_loss(tf.reduce_sum(estimate.loss) / total)
         variables = [variable.value for variable in self.trainable_variables]
         return estimate, tape.gradient(objective, variables)
 
     # The metrics.
 
+    def mean_loss(self) -> float:
+        """Returns the mean loss of the epoch so far."""
+        return float(self._trackers["loss"].result())
+
     def _track(self, estimate: Estimate, weight: tf.Tensor | None) -> dict[str, Any]:
         """Updates the metrics.
 
-        Loss and bound are averaged over examples, the others over batches.
+        Loss and bound are averaged over examples, the bound with their weights; the others are
+        averaged over batches.
         """
-        examples = {"loss": estimate.loss, "bound": estimate.bound}
-        examples, weight = distribute.whole_batch(examples, weight)
-        for name, values in examples.items():
-            self._trackers[name].update_state(values, sample_weight=weight)
+        examples = {"loss": (estimate.loss, None), "bound": (estimate.bound, weight)}
+        for name, (values, weights) in distribute.whole_batch(examples).items():
+            self._trackers[name].update_state(values, sample_weight=weights)
         for name, value in estimate.metrics.items():
             self._trackers[name].update_state(value)
         return {name: tracker.result() for name, tracker in self._trackers.items()}
@@ -367,21 +395,3 @@ class TrainedModel(keras.Model):
         if not self.is_distributed:
             return super()._get_metrics_result_or_logs(logs)
         return self.get_metrics_result()
-
-
-def _joined(parts: Sequence[Estimate]) -> Estimate:
-    """Joins the estimates of a batch's parts; metrics are of all replicas."""
-    sizes = [tf.cast(tf.size(part.loss), part.loss.dtype) for part in parts]
-    return Estimate(
-        tf.concat([part.loss for part in parts], axis=0),
-        tf.concat([part.bound for part in parts], axis=0),
-        distribute.pooled_mean([dict(part.metrics) for part in parts], sizes),
-        tuple(part.adaptation for part in parts),
-    )
-
-
-def _added(parts: Sequence[list[tf.Tensor | None]]) -> list[tf.Tensor | None]:
-    """Adds the gradients of a batch's parts; None stays None."""
-    if len(parts) == 1:
-        return parts[0]
-    return [None if terms[0] is None else tf.add_n(terms) for terms in zip(*parts, strict=True)]

@@ -6,7 +6,7 @@ import tensorflow as tf
 from tf_mcvae import random
 from tf_mcvae.models.base import MonteCarloVAE
 from tf_mcvae.models.batch import Batch
-from tf_mcvae.models.training import Estimate
+from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.objectives.bounds import elbo
 
 
