@@ -49,8 +49,8 @@ class TrainedModel(keras.Model):
     without an error. The model is built from their shape: a model that its first step builds would
     lose the optimizer's state when it is saved and loaded.
 
-    A subclass defines `estimate`, `check_inputs`, `members`, and if they apply `metric_names` and
-    `adapt`.
+    A subclass defines `estimate`, `check_inputs`, `check_batch`, `members`, and if they apply
+    `metric_names` and `adapt`.
 
     Attributes:
         seed: Integer from which all random numbers are drawn.
@@ -92,6 +92,10 @@ class TrainedModel(keras.Model):
         """Checks examples, builds the model from their shape, and returns the data to read."""
         raise NotImplementedError
 
+    def check_batch(self, x: Any) -> Any:
+        """Checks an array of examples as `check_inputs` does."""
+        raise NotImplementedError
+
     def members(self) -> Sequence[keras.Layer]:
         """Returns the layers that decide how a step is executed; see `performance.plan`."""
         raise NotImplementedError
@@ -115,7 +119,7 @@ class TrainedModel(keras.Model):
         """Raises if the model is not built."""
         if not self.built:
             raise ValueError(
-                "The model has no shapes yet: call `model.build((None, *image_shape))`, or `fit`. "
+                "The model has no shapes yet: call `model.build((None, *image_shape))` first. "
                 "Received: an unbuilt model"
             )
 
@@ -237,11 +241,11 @@ class TrainedModel(keras.Model):
         """Checks a batch, and resets metrics that Keras would average with earlier batches."""
         if _KEEPS_METRICS:
             self.reset_metrics()
-        return self.check_inputs(x)
+        return self.check_batch(x)
 
     def predict_on_batch(self, x: Any) -> Any:
         """Returns reconstructions of a batch; as `keras.Model.predict_on_batch`."""
-        return super().predict_on_batch(self.check_inputs(x))
+        return super().predict_on_batch(self.check_batch(x))
 
     # The steps.
 
