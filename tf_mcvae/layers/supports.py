@@ -34,7 +34,7 @@ _UNIT_INTERVAL: list[Mend] = [
     ),
     (
         lambda low, high: (low >= -1 - _ROUNDING) & (high <= 1 + _ROUNDING),
-        "The values seem to be scaled to [-1, 1]: give `(x + 1) / 2`",
+        "Give `(x + 1) / 2` if these are pixels scaled to [-1, 1]",
     ),
     (
         lambda low, high: (low >= -_ROUNDING) & (high <= 255),

@@ -326,7 +326,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
 
     def _batch(self, x: Any) -> Batch:
         """Checks examples, their values only outside a graph, and builds the model if needed."""
-        if tf.is_tensor(x) and not hasattr(x, "numpy"):
+        if isinstance(x, tf.Tensor) and not hasattr(x, "numpy"):
             self.require_built()
             return Batch(self._input_check().tensor(x))
         return Batch(tf.convert_to_tensor(self.check_batch(x)))

@@ -198,7 +198,7 @@ def dense(x: Any) -> Any:
             f"Received: {name}"
         )
     if isinstance(x, tf.SparseTensor) or hasattr(x, "tocoo"):
-        mend = "tf.sparse.todense(x)" if isinstance(x, tf.SparseTensor) else "x.toarray()"
+        mend = "tf.sparse.to_dense(x)" if isinstance(x, tf.SparseTensor) else "x.toarray()"
         raise TypeError(f"Examples must be a dense array: give `{mend}`. Received: {name}")
     if np.ma.is_masked(x):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Checks of the examples that users hand over, whatever they are read from."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -97,12 +97,12 @@ class CheckedPyDataset(keras.utils.PyDataset):
         self.data.on_epoch_end()
 
 
-def _checked_iterator(batches: Iterator[Any], check: InputCheck) -> Iterator[tuple[Any, ...]]:
-    """Returns a generator of checked batches, the first of which is read at once."""
+def _checked_iterator(batches: Iterator[Any], check: InputCheck) -> tf.data.Dataset:
+    """Returns a data set of checked batches, of one pass. The first is read at once."""
     checked = (_checked_batch(batch, index, check) for index, batch in enumerate(batches))
     first = _first(checked, batches)
-    # Keras takes no iterators but generators.
-    return (batch for batch in itertools.chain([first], checked))
+    rest = itertools.chain([first], checked)
+    return _dataset(lambda: rest, first)
 
 
 def _checked_iterable(batches: Iterable[Any], check: InputCheck) -> tf.data.Dataset:
@@ -112,16 +112,23 @@ def _checked_iterable(batches: Iterable[Any], check: InputCheck) -> tf.data.Data
         for index, batch in enumerate(batches):
             yield _checked_batch(batch, index, check)
 
-    def spec(values: Any) -> tf.TensorSpec:
-        array = np.asarray(values)
-        return tf.TensorSpec([None, *array.shape[1:]], array.dtype)
-
-    signature = tuple(map(spec, _first(read(), batches)))
-    dataset = tf.data.Dataset.from_generator(read, output_signature=signature)
+    dataset = _dataset(read, _first(read(), batches))
     try:
         return dataset.apply(tf.data.experimental.assert_cardinality(len(batches)))  # type: ignore[arg-type]
     except TypeError:  # It has no length.
         return dataset
+
+
+def _dataset(read: Callable[[], Iterator[Any]], first: tuple[Any, ...]) -> tf.data.Dataset:
+    """Returns the data set of an iterator's batches, which are like the first."""
+
+    def spec(values: Any) -> tf.TensorSpec:
+        array = np.asarray(values)
+        return tf.TensorSpec([None, *array.shape[1:]], array.dtype)
+
+    signature = tf.nest.map_structure(spec, first)
+    dataset = tf.data.Dataset.from_generator(read, output_signature=signature)
+    return dataset.prefetch(tf.data.AUTOTUNE)
 
 
 def _first(checked: Iterator[tuple[Any, ...]], batches: Any) -> tuple[Any, ...]:

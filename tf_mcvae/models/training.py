@@ -119,7 +119,7 @@ class TrainedModel(keras.Model):
         """Raises if the model is not built."""
         if not self.built:
             raise ValueError(
-                "The model has no shapes yet: call `model.build((None, *image_shape))` first. "
+                "The model has no shapes yet: call `model.build((None, *image_shape))`, or `fit`. "
                 "Received: an unbuilt model"
             )
 
