@@ -15,6 +15,8 @@ import tensorflow as tf
 from tf_mcvae import random
 
 _ASSERTION = re.compile(r"assertion failed: \[(.+?Received: .*?)\]\s*$", re.MULTILINE)
+# What Python raised within a `tf.data` pipeline: the errors of `models.inputs`.
+_RAISED = re.compile(r"(TypeError|ValueError): (Batch \d.*Received: .*)$", re.MULTILINE)
 
 
 def check_positive_integer(name: str, value: Any) -> None:
@@ -94,14 +96,18 @@ def require(package: str, extra: str) -> ModuleType:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turns this package's assertions that fail while data are read into `ValueError`s.
+    """Turns this package's errors that are raised while data are read into what they were.
 
-    In a graph they raise `tf.errors.InvalidArgumentError`, whose text has details of the operation
-    around the message.
+    TensorFlow raises `tf.errors.InvalidArgumentError` for assertions in graphs and for errors of
+    generators, with details of the operation around the message.
     """
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
+        raised = _RAISED.search(str(error))
+        if raised is not None:
+            kind = TypeError if raised[1] == "TypeError" else ValueError
+            raise kind(raised[2]) from error
         sentence = _ASSERTION.search(str(error))
         if sentence is None:
             raise

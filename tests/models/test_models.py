@@ -955,11 +955,6 @@ BAD_CALLS = {
         "`get_config`",
     ),
     "sample unbuilt": (lambda: VAE(*dense()).sample(1), ValueError, "no shapes yet"),
-    "generator unbuilt": (
-        lambda: VAE(*dense()).fit(iter([(X, LABELS)])),
-        ValueError,
-        "no shapes yet",
-    ),
     "shape unknown": (lambda: VAE(*dense()).fit(unknown_shape()), ValueError, "must know"),
     "no data": (lambda: make().fit(), TypeError, "must be an array"),
     "pairs": (lambda: make().fit((X, LABELS)), TypeError, "must be an array"),

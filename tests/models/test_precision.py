@@ -6,11 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference import LinearGaussian, iwae, normal_log_prob
+from reference import LinearGaussian, iwae
 
 import tf_mcvae
 from tf_mcvae import random
-from tf_mcvae.performance import cores
 
 X = (np.random.default_rng(0).random([6, 8]) < 0.4).astype(np.float64)
 EXAMPLES = {"num_samples": 3}

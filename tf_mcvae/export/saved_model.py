@@ -137,7 +137,7 @@ def export_saved_model(
     _check_options(options)
     _check_sections(card or {})
     if calibration is not None:
-        _check_calibration(model, calibration)
+        calibration = _checked_calibration(model, calibration)
     target = _target(pathlib.Path(path), version)
     functions = Signatures(model, options, calibration).trace()
     for function in functions.values():
@@ -175,12 +175,12 @@ def _check_sections(card: Mapping[str, Any]) -> None:
         )
 
 
-def _check_calibration(model: MonteCarloVAE, images: Images) -> None:
+def _checked_calibration(model: MonteCarloVAE, images: Images) -> Images:
     if not hasattr(images, "shape"):
         raise TypeError(
             f"`calibration` must be an array of images [N, ...]. Received: {type(images).__name__}"
         )
-    model.check_inputs(images)
+    return model.check_batch(images)
 
 
 def _target(base: pathlib.Path, version: int | None) -> pathlib.Path:

@@ -107,11 +107,14 @@ class EncoderFeatures(ExplicitArguments, keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns the features, `[B, D]` or `[B, 2 D]`."""
-        if not tf.as_dtype(x.dtype).is_floating:
+        dtype = tf.as_dtype(x.dtype)
+        if dtype == tf.bool:
+            x = tf.cast(x, self.compute_dtype)
+        elif not dtype.is_floating:
             raise TypeError(
                 "Images must be floating-point numbers, like those that the model was trained on: "
-                "put `keras.layers.Rescaling(1 / 255)` before this layer. "
-                f"Received: images of {x.dtype}"
+                "put `keras.layers.Rescaling(1 / 255)` before this layer for pixels of 0 to 255, "
+                f"or convert other integers by `tf.cast`. Received: images of {x.dtype}"
             )
         # A frozen encoder stays in inference mode when the surrounding model is trained.
         code = self.encoder(x, training=bool(training and self.trainable))

@@ -6,6 +6,19 @@ To add one, subclass `Likelihood`, define `elementwise`, and name the allowed va
     class Laplace(Likelihood):
         def elementwise(self, parameters):
             return tfd.Laplace(parameters, 1.0)
+
+One whose density is not defined everywhere also defines `in_support`. If that holds for integers
+alone, as for counts, models take arrays of integers:
+
+    @keras.saving.register_keras_serializable("my_package")
+    class Poisson(Likelihood):
+        support = "the integers 0, 1, 2, ..."
+
+        def elementwise(self, parameters):
+            return tfd.Poisson(log_rate=parameters)
+
+        def in_support(self, x):
+            return (x >= 0) & (x == tf.floor(x))
 """
 
 import math
@@ -19,6 +32,7 @@ import tensorflow_probability as tfp
 
 from tf_mcvae import random
 from tf_mcvae.checks import ExplicitArguments
+from tf_mcvae.layers import supports
 from tf_mcvae.precision import density_dtype, wide
 
 tfd = tfp.distributions
@@ -40,10 +54,14 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
         parameters_per_channel: P, the number of parameters of each channel of `x`. The last axis
             of the parameters is P times as long as that of `x`.
         support: The allowed values of `x`, in words that complete "the likelihood needs".
+        is_binary: Whether the parameters are logits of the values 0 and 1, and the density is not
+            normalised between them. Models then warn of other values, and of decoders whose output
+            is not logits.
     """
 
     parameters_per_channel: int = 1
     support: str = "finite values"
+    is_binary: bool = False
 
     def __init__(
         self,
@@ -78,6 +96,14 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
         return tf.math.is_finite(x)
 
     # Methods that models call.
+
+    @property
+    def takes_integers(self) -> bool:
+        """Whether arrays of integers are taken: those in the support, if it is of integers alone.
+
+        A subclass may set it.
+        """
+        return supports.is_on_integers(self.in_support)
 
     def distribution(
         self, parameters: tf.Tensor, event_ndims: int = 3
@@ -148,9 +174,10 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
         """Raises a `ValueError` unless the likelihood is defined at every element of `x`."""
         x = np.asarray(x)
         if not np.all(self.in_support(tf.cast(x, tf.float32))):
+            mend = supports.mend_of_values(self.in_support, x)
             raise ValueError(
-                f"The {type(self).__name__} likelihood needs {self.support}. Rescale the data, or "
-                "choose another likelihood. "
+                f"The {type(self).__name__} likelihood needs {self.support}. {mend}, or choose "
+                "another likelihood. "
                 f"Received: x of shape {x.shape} with values from {x.min()} to {x.max()}"
             )
 
@@ -190,6 +217,7 @@ class Bernoulli(Likelihood):
     """
 
     support = "values in [0, 1]"
+    is_binary = True
     suits_xla = True
 
     def elementwise(self, parameters: tf.Tensor) -> tfp.distributions.Distribution:

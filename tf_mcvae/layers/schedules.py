@@ -139,7 +139,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
 def get_schedule(
     identifier: str | Schedule, dtype: str | keras.DTypePolicy | None = None
 ) -> Schedule:
-    """Returns the schedule `"linear"`, `"sigmoidal"` or `"all_learnable"` of a dtype, or the given layer.
+    """Returns `"linear"`, `"sigmoidal"` or `"all_learnable"` of a dtype, or the given layer.
 
     Raises:
         ValueError: If there is no schedule of that name.

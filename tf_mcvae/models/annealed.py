@@ -70,6 +70,8 @@ class AnnealedVAE(MonteCarloVAE):
         dtype: Data type or policy of the computations, as in Keras.
     """
 
+    has_transitions = True
+
     def __init__(
         self,
         encoder: keras.Layer,

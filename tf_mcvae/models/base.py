@@ -12,10 +12,12 @@ from tf_mcvae.kernels import AnnealedPath
 from tf_mcvae.layers import likelihoods
 from tf_mcvae.layers.likelihoods import Likelihood
 from tf_mcvae.layers.priors import StandardNormal
+from tf_mcvae.models import advice
 from tf_mcvae.models.batch import Array, Batch
 from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.models.generative import GenerativeModel, LogProbFn
-from tf_mcvae.models.inputs import check_floats, check_inputs
+from tf_mcvae.models.input_check import InputCheck
+from tf_mcvae.models.inputs import check_inputs
 from tf_mcvae.models.posterior import diagonal_normal, latent_dim_of, loc_and_scale
 from tf_mcvae.models.training import CALL_STREAM, TrainedModel
 from tf_mcvae.objectives.bounds import iwae
@@ -42,7 +44,15 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         dtype: Data type or policy of the computations, as in Keras. Networks have their own.
             Densities, chains and weights are in `float64` if it is `"float64"`, and in `float32`
             otherwise, mixed precision included; see `precision`.
+
+    Attributes:
+        has_transitions: Whether the decoder runs in inference mode in training, since all
+            transitions need the same density.
     """
+
+    has_transitions = False
+    _warned_of_grey = False
+    _warned_of_decoder = False
 
     def __init__(
         self,
@@ -82,19 +92,54 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         """Checks examples as `inputs.check_inputs` does, and builds the model if it is not built.
 
         Args:
-            x: Array, `tf.data.Dataset`, `keras.utils.PyDataset`, or generator of batches.
+            x: Array, `tf.data.Dataset`, `keras.utils.PyDataset`, generator, or another iterable of
+                batches.
 
         Returns:
             The data to read instead of `x`.
         """
+        check = self._input_check()
+        checked = check_inputs(x, check)
+        self._build_for(check.event_shape)
+        return checked
+
+    def check_batch(self, x: Any) -> Array:
+        """Checks a batch of examples as `check_inputs` does, and returns the one to use."""
+        if isinstance(x, list | tuple):
+            x = tf.convert_to_tensor(x)
+        if not hasattr(x, "shape"):
+            raise TypeError(
+                f"A batch of examples must be an array [B, ...]. Received: {type(x).__name__}"
+            )
+        check = self._input_check()
+        checked = check.array(x)
+        self._build_for(check.event_shape)
+        return checked
+
+    def _input_check(self) -> InputCheck:
         known = self.event_shape if self.built else None
-        checked, event_shape = check_inputs(x, self.likelihood, known)
-        if event_shape is None:  # A generator, which cannot be read in advance.
+        return InputCheck(self.likelihood, known, None if self._warned_of_grey else self._grey)
+
+    def _build_for(self, event_shape: tuple[int, ...] | None) -> None:
+        if event_shape is None:  # Replicas have the data.
             self.require_built()
         elif not self.built:
             with distribute.scope_of(self):
                 self.build((None, *event_shape))
-        return checked
+
+    def _grey(self) -> None:
+        if not self._warned_of_grey:
+            self._warned_of_grey = True
+            advice.warn_of_grey(self.likelihood)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes the function of a training step; before the first, warns of unsuitable decoders."""
+        if not self._warned_of_decoder:
+            self._warned_of_decoder = True
+            advice.check_decoder(self.decoder, self.latent_dim, self.likelihood)
+            if self.has_transitions:
+                advice.check_transitions(self.decoder)
+        return super().make_train_function(force)
 
     # Networks to densities.
 
@@ -286,12 +331,10 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
 
     def _batch(self, x: Any) -> Batch:
         """Checks examples, their values only outside a graph, and builds the model if needed."""
-        if tf.is_tensor(x) and not hasattr(x, "numpy"):
+        if isinstance(x, tf.Tensor) and not hasattr(x, "numpy"):
             self.require_built()
-            check_floats(x.dtype)
-            return Batch(x)
-        self.check_inputs(x if hasattr(x, "shape") else tf.convert_to_tensor(x))
-        return Batch(tf.convert_to_tensor(x))
+            return Batch(self._input_check().tensor(x))
+        return Batch(tf.convert_to_tensor(self.check_batch(x)))
 
     def _seed_or_next(self, seed: random.SeedLike | None, num_rows: int | None) -> random.Seed:
         if seed is not None:

@@ -1,104 +1,52 @@
-"""Checks of the examples that users hand over."""
+"""Checks of the examples that users hand over, whatever they are read from."""
 
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_mcvae.layers.likelihoods import Likelihood
-
-_FLOATS = (
-    "Examples must be floating-point numbers; scale integer pixels first, for instance "
-    "`x.astype('float32') / 255`."
-)
+from tf_mcvae.models.input_check import InputCheck, of_torch
 
 
-def check_inputs(
-    x: Any, likelihood: Likelihood, known: tuple[int, ...] | None
-) -> tuple[Any, tuple[int, ...] | None]:
+def check_inputs(x: Any, check: InputCheck) -> Any:
     """Checks examples as users hand them to Keras.
 
     Args:
-        x: Array, `tf.data.Dataset`, `keras.utils.PyDataset`, or generator of batches.
-        likelihood: The likelihood, which has a support.
-        known: Shape of one example, or None before the model is built.
+        x: Array, `tf.data.Dataset`, `keras.utils.PyDataset`, generator, or another iterable of
+            batches, such as a `torch.utils.data.DataLoader`.
+        check: The check. It has the shape of an example afterwards, unless `x` is distributed over
+            replicas.
 
     Returns:
-        The data to read instead of `x`, and the shape of one example; None for a generator, which
-        cannot be read in advance.
+        The data to read instead of `x`.
 
     Raises:
-        TypeError: If the examples are not floating-point numbers, or not in one of these forms.
-        ValueError: If there are no examples, their shape is wrong, or a value is not finite or not
-            in the likelihood's support.
+        TypeError: If `x` has none of these forms, or see `InputCheck.array`.
+        ValueError: See `InputCheck.array`.
     """
-    if x is None or isinstance(x, list | tuple | dict):
+    if isinstance(x, tf.data.Dataset):
+        return check.dataset(x)
+    if isinstance(x, tf.distribute.DistributedDataset):
+        return x
+    if isinstance(x, keras.utils.PyDataset):
+        return CheckedPyDataset(x, check)
+    if hasattr(x, "shape"):
+        return check.array(x)
+    if isinstance(x, Iterator):
+        return _checked_iterator(x, check)
+    if not hasattr(x, "__iter__") or isinstance(x, list | tuple | dict | str | bytes | set):
         raise TypeError(
-            "Examples must be an array, a `tf.data.Dataset` or a `keras.utils.PyDataset`. "
+            "Examples must be an array, a `tf.data.Dataset`, a `keras.utils.PyDataset`, a "
+            "generator, or another iterable of batches, such as a DataLoader. "
             f"Received: {type(x).__name__}"
         )
-    if isinstance(x, tf.data.Dataset):
-        return check_dataset(x, likelihood, known)
-    if isinstance(x, keras.utils.PyDataset):
-        first = keras.utils.unpack_x_y_sample_weight(x[0])[0]
-        return x, check_inputs(first, likelihood, known)[1]
-    if not hasattr(x, "shape"):
-        return x, None
-    check_images(x, likelihood, known)
-    return x, tuple(x.shape[1:])
-
-
-def check_floats(dtype: tf.DType) -> None:
-    """Raises unless `dtype` is floating-point."""
-    if not dtype.is_floating:
-        raise TypeError(f"{_FLOATS} Received: tensors of {dtype.name}")
-
-
-def check_images(x: Any, likelihood: Likelihood, event_shape: tuple[int, ...] | None) -> None:
-    """Checks an array or eager tensor `[B, ...]`; see `check_inputs`."""
-    array = np.asarray(x)
-    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{_FLOATS} Received: an array of {array.dtype}")
-    _check_shape(tf.TensorShape(array.shape), event_shape)
-    if not np.all(np.isfinite(array)):
-        count = int(np.sum(~np.isfinite(array)))
-        raise ValueError(
-            "Examples must be finite; remove or replace NaN and infinite values. "
-            f"Received: {count} of {array.size} values are not finite"
-        )
-    with tf.init_scope():  # A concrete array can be checked while a graph is traced around it.
-        likelihood.check_support(array)
-
-
-def check_dataset(
-    dataset: tf.data.Dataset, likelihood: Likelihood, event_shape: tuple[int, ...] | None
-) -> tuple[tf.data.Dataset, tuple[int, ...]]:
-    """Checks the specification of a data set of `x`, `(x, y)` or `(x, y, sample_weight)`.
-
-    Values are checked when the returned data set is read: it raises
-    `tf.errors.InvalidArgumentError` at the first batch with an impossible value, which
-    `checks.plain_errors` turns into a `ValueError`. For the rest see `check_inputs`.
-    """
-    spec = keras.utils.unpack_x_y_sample_weight(dataset.element_spec)[0]
-    if not isinstance(spec, tf.TensorSpec):
-        raise TypeError(
-            "A data set must give batches of x, (x, y) or (x, y, sample_weight), x being a tensor. "
-            f"Received: elements {dataset.element_spec}"
-        )
-    check_floats(spec.dtype)
-    _check_shape(spec.shape, event_shape)
-    if dataset.cardinality() == 0:
-        raise ValueError("The data set must give at least one batch. Received: an empty data set")
-    event_shape = event_shape or tuple(spec.shape[1:])
-    is_tuple = isinstance(dataset.element_spec, tuple)
-
-    def check_batch(*element: Any) -> Any:
-        x = tf.ensure_shape(element[0], [None, *event_shape])
-        _assert_support(x, likelihood)
-        return (x, *element[1:]) if is_tuple else x
-
-    return dataset.map(tf.autograph.experimental.do_not_convert(check_batch)), event_shape
+    # Without a length, it may be of one pass, of which no batch may be lost.
+    if not hasattr(x, "__len__") and iter(x) is (only := iter(x)):
+        return _checked_iterator(only, check)
+    return _checked_iterable(x, check)
 
 
 def check_not_empty(results: Any) -> None:
@@ -110,33 +58,104 @@ def check_not_empty(results: Any) -> None:
         )
 
 
-def _check_shape(shape: tf.TensorShape, event_shape: tuple[int, ...] | None) -> None:
-    """Raises unless `shape` is that of a batch of examples for the model."""
-    if (shape.rank or 2) < 2 or (shape.rank and 0 in shape):
-        raise ValueError(
-            "Examples must have the shape [B, ...] with at least one example. "
-            f"Received: shape {shape}"
+class CheckedPyDataset(keras.utils.PyDataset):
+    """A `PyDataset` whose batches are checked where they are made: in its workers, if it has some.
+
+    Args:
+        data: The batches.
+        check: The check.
+    """
+
+    def __init__(self, data: keras.utils.PyDataset, check: InputCheck) -> None:
+        super().__init__(
+            workers=data.workers,
+            use_multiprocessing=data.use_multiprocessing,
+            max_queue_size=data.max_queue_size,
         )
-    if event_shape is None and not shape[1:].is_fully_defined():
-        raise ValueError(
-            "The model must know the shape of an example: call `model.build((None, ...))`, or "
-            f"`tf.ensure_shape` in the data set. Received: batches of shape {shape}"
-        )
-    if event_shape is not None and not shape[1:].is_compatible_with(event_shape):
-        expected = ", ".join(map(str, event_shape))
-        raise ValueError(
-            f"The model was built for examples of shape [B, {expected}]. Received: shape {shape}"
-        )
+        self.data, self.check = data, check
+        if self.num_batches == 0:
+            raise ValueError("The data must give at least one batch. Received: an empty PyDataset")
+        self[0]  # Gives the shape of an example.
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def num_batches(self) -> int | None:
+        """As that of the data."""
+        return self.data.num_batches
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return _checked_batch(self.data[index], index, self.check)
+
+    def on_epoch_begin(self) -> None:
+        """Tells the data."""
+        self.data.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        """Tells the data."""
+        self.data.on_epoch_end()
 
 
-def _assert_support(x: tf.Tensor, likelihood: Likelihood) -> None:
-    """Adds an assertion that values are possible to the graph of a data set."""
-    # XLA would drop the assertion in a training step.
-    possible = tf.reduce_all(tf.math.is_finite(x) & likelihood.in_support(x))
-    values = tf.cast(x, tf.float32)
-    message = tf.strings.format(
-        f"The {type(likelihood).__name__} likelihood needs {likelihood.support}. Rescale or clean "
-        "the data, or choose another likelihood. Received: a batch with values from {} to {}",
-        (tf.reduce_min(values), tf.reduce_max(values)),
+def _checked_iterator(batches: Iterator[Any], check: InputCheck) -> tf.data.Dataset:
+    """Returns a data set of checked batches, of one pass. The first is read at once."""
+    checked = (_checked_batch(batch, index, check) for index, batch in enumerate(batches))
+    first = _first(checked, batches)
+    rest = itertools.chain([first], checked)
+    return _dataset(lambda: rest, first)
+
+
+def _checked_iterable(batches: Iterable[Any], check: InputCheck) -> tf.data.Dataset:
+    """Returns a data set of checked batches, which reads the iterable anew in every pass."""
+
+    def read() -> Iterator[tuple[Any, ...]]:
+        for index, batch in enumerate(batches):
+            yield _checked_batch(batch, index, check)
+
+    dataset = _dataset(read, _first(read(), batches))
+    try:
+        return dataset.apply(tf.data.experimental.assert_cardinality(len(batches)))  # type: ignore[arg-type]
+    except TypeError:  # It has no length.
+        return dataset
+
+
+def _dataset(read: Callable[[], Iterator[Any]], first: tuple[Any, ...]) -> tf.data.Dataset:
+    """Returns the data set of an iterator's batches, which are like the first."""
+
+    def spec(values: Any) -> tf.TensorSpec:
+        array = np.asarray(values)
+        return tf.TensorSpec([None, *array.shape[1:]], array.dtype)
+
+    signature = tf.nest.map_structure(spec, first)
+    dataset = tf.data.Dataset.from_generator(read, output_signature=signature)
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _first(checked: Iterator[tuple[Any, ...]], batches: Any) -> tuple[Any, ...]:
+    """Returns the first batch."""
+    for batch in checked:
+        return batch
+    raise ValueError(
+        f"The data must give at least one batch. Received: {type(batches).__name__} without batches"
     )
-    tf.debugging.Assert(possible, [message])
+
+
+def _checked_batch(batch: Any, index: int, check: InputCheck) -> tuple[Any, ...]:
+    """Checks a batch of x, (x, y) or (x, y, sample_weight), and returns it as a tuple.
+
+    An error begins with the number of the batch; `checks.plain_errors` finds it in TensorFlow's.
+    """
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+    try:
+        if not hasattr(x, "shape"):
+            raise TypeError(
+                "A batch must be x, (x, y) or (x, y, sample_weight), x being an array. "
+                f"Received: x of type {type(x).__name__}"
+            )
+        x = check.array(x)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"Batch {index + 1} (index {index}): {error}") from error
+    if weight is not None:
+        # Keras needs labels before weights.
+        return x, np.zeros(len(x)) if y is None else of_torch(y), of_torch(weight)
+    return (x,) if y is None else (x, of_torch(y))

@@ -38,8 +38,8 @@ class TrainedModel(keras.Model):
     without an error. The model is built from their shape: a model that its first step builds would
     lose the optimizer's state when it is saved and loaded.
 
-    A subclass defines `estimate`, `check_inputs`, `members`, and if they apply `metric_names` and
-    `adapt`.
+    A subclass defines `estimate`, `check_inputs`, `check_batch`, `members`, and if they apply
+    `metric_names` and `adapt`.
 
     Attributes:
         seed: Integer from which all random numbers are drawn.
@@ -85,6 +85,10 @@ class TrainedModel(keras.Model):
 
     def check_inputs(self, x: Any) -> Any:
         """Checks examples, builds the model from their shape, and returns the data to read."""
+        raise NotImplementedError
+
+    def check_batch(self, x: Any) -> Any:
+        """Checks an array of examples as `check_inputs` does."""
         raise NotImplementedError
 
     def members(self) -> Sequence[keras.Layer]:
@@ -260,11 +264,11 @@ class TrainedModel(keras.Model):
         """Checks a batch, and resets metrics that Keras would average with earlier batches."""
         if _KEEPS_METRICS:
             self.reset_metrics()
-        return self.check_inputs(x)
+        return self.check_batch(x)
 
     def predict_on_batch(self, x: Any) -> Any:
         """Returns reconstructions of a batch; as `keras.Model.predict_on_batch`."""
-        return super().predict_on_batch(self.check_inputs(x))
+        return super().predict_on_batch(self.check_batch(x))
 
     # The steps.
 
