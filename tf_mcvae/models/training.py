@@ -266,6 +266,9 @@ class TrainedModel(keras.Model):
         batch = Batch.of(data)
         share = distribute.share_of_batch(tf.shape(batch.x)[0])
         seed = self.step_seed(TRAIN_STREAM, self.step)
+        # Step sizes, and moving statistics of networks.
+        adapted = self.non_trainable_weights
+        before = [tf.identity(weight.value) for weight in adapted]
 
         def differentiate(part: Batch, first: tf.Tensor) -> tuple[Estimate, list[Any]]:
             seed_of_rows = random.at_row(seed, share.first + first)
@@ -274,8 +277,9 @@ class TrainedModel(keras.Model):
         parts = self.execution_plan(training=True).run(differentiate, batch)
         estimate = _joined([estimate for estimate, _ in parts])
         gradients = _added([gradients for _, gradients in parts])
-        self._updates.apply(distribute.all_sum_gradients(gradients))
+        is_applied = self._updates.apply(distribute.all_sum_gradients(gradients))
         self.adapt(estimate.adaptation)
+        distribute.restore_unless(is_applied, adapted, before)
         self.step.assign_add(1)
         updates = {metric.name: metric.result() for metric in self._updates.metrics}
         return distribute.logs_of_step({**self._track(estimate, batch.weight), **updates})

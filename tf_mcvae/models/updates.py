@@ -28,8 +28,12 @@ class Updates:
         skipped = [self._skipped] if self._model.skip_gradient_norm is not None else []
         return [self._norm, *clipped, *skipped]
 
-    def apply(self, gradients: list[tf.Tensor | None]) -> None:
-        """Applies the gradients of the whole batch, unless their norm is too large."""
+    def apply(self, gradients: list[tf.Tensor | None]) -> tf.Tensor:
+        """Applies the gradients of the whole batch, unless their norm is too large.
+
+        Returns:
+            Whether an update was made whose gradients are finite.
+        """
         optimizer, variables = self._model.optimizer, self._model.trainable_variables
         # The factor of the loss in mixed float16; 1 with other policies.
         scale = optimizer.scale_loss(tf.ones([]))
@@ -45,10 +49,11 @@ class Updates:
 
         if skip_norm is None:
             apply()
-            return
+            return tf.math.is_finite(norm)
         is_small = norm < skip_norm  # False for NaN too.
         self._skipped.update_state(tf.cast(tf.logical_not(is_small), tf.float32))
         distribute.update_if(is_small, apply, [*variables, *optimizer.variables])
+        return is_small
 
     def _clip_norm(self) -> float | None:
         """Returns the global norm to which the optimizer clips, or None."""
