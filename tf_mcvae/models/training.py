@@ -132,8 +132,8 @@ class TrainedModel(keras.Model):
         Args:
             optimizer: A Keras optimizer or its name; its `global_clipnorm` clips the gradient.
             skip_gradient_norm: Skips an update unless the global norm of its gradient, before
-                clipping, is below this; weights and optimizer then do not change. None applies
-                every update.
+                clipping, is below this; weights, step sizes and optimizer then do not change.
+                None applies every update.
             **kwargs: Further arguments of `keras.Model.compile`. With `jit_compile="auto"`, the
                 default, XLA also compiles training on a CPU where that is faster: for models with
                 transitions, with this package's dense networks, activations and likelihoods. Your
