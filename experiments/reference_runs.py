@@ -41,7 +41,11 @@ DEFAULTS = {
     "act_func": "gelu",
     "net_type": "conv",
 }
-TRANSITION_DEFAULTS = {"K": "3", "acceptance_rate_target": "0.95"}
+TRANSITION_DEFAULTS = {
+    "K": "3",
+    "acceptance_rate_target": "0.95",
+    "published_acceptance": "True",
+}
 # Not a setting of the reference, which scored in training; the default of 31 images is too few.
 SCORING = {"score_examples": "1000"}
 

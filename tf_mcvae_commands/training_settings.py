@@ -142,6 +142,13 @@ class RunConfig:
         "adapt a step size per dimension to the scores' spread (default: step sizes follow the "
         "acceptance, unless they are trained)",
     )
+    published_acceptance: bool = option(
+        False,
+        TRANSITIONS,
+        BOOLEAN,
+        "adapt step sizes to the acceptance by the published rule: by 0.2 % an update, between "
+        "0.001 and 0.5 (default: by Robbins and Monro's rule, which is faster)",
+    )
     target_acceptance: float = option(
         0.9,
         TRANSITIONS,
@@ -320,7 +327,9 @@ class RunConfig:
     def from_saved(cls, values: Any, path: pathlib.Path) -> Self:
         """Returns the settings that `config.json` holds."""
         try:
-            settings, writer = dict(values["settings"]), values.get("versions", {})
+            # Runs of 0.1.0, without this setting, adapt by the published rule.
+            settings = {"published_acceptance": True, **values["settings"]}
+            writer = values.get("versions", {})
             version = str(writer.get("tf_mcvae", "of an unknown version"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(

@@ -203,6 +203,8 @@ WRONG = {
     "--lr-schedule 'ExponentialDecay(decay_steps=\"x\", decay_rate=1)'": "do not fit",
     "--lr-schedule 'PiecewiseConstantDecay(boundaries=[3], values=[1.0])'": "do not fit",
     "--learnable_transitions True --step_size 0": "step size",
+    "--step_size 0": "within its limits",
+    "--published_acceptance True --step_size 0.6": "0.001 and 0.5",
     "--resume nothing": "nothing",
     "--resume": "no such run",
     "--data-dir nowhere --dataset mnist --resume x": "x",
@@ -295,6 +297,7 @@ def test_defaults_suit_the_size_of_the_images(side, line, expected):
     ("line", "rule"),
     [
         ("", "acceptance"),
+        ("--published-acceptance", "published_acceptance"),
         ("--variance_sensitive_step True", "variance"),
         ("--variance_sensitive_step True --learnable_transitions True", "learned"),
     ],

@@ -95,6 +95,7 @@ REPLICAS = [
     ("LMCVAE-acceptance", {"jit_compile": True, "skip_gradient_norm": 2.0}),
     ("LMCVAE-variance", {"num": 17}),
     ("LMCVAE-variance", {"num": 17, "cores": 2}),
+    ("LMCVAE-variance-S=1", {"num": 17}),  # The last batch is one state, on one of the replicas.
     ("LMCVAE-learned", {"optimizer": {"clipvalue": 0.1}}),
     ("AMCVAE", {"num": 20}),
     ("VAE", {"run_eagerly": True, "weighted": True}),

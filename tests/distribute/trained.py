@@ -47,6 +47,7 @@ def annealed(rule, **kwargs):
 CASES = {
     "LMCVAE-acceptance": lambda: annealed("acceptance", num_samples=3),
     "LMCVAE-variance": lambda: annealed("variance", num_samples=2),
+    "LMCVAE-variance-S=1": lambda: annealed("variance"),
     "LMCVAE-learned": lambda: annealed("learned", learned_drift=True, cloned_decoder=True),
     "AMCVAE": lambda: tf_mcvae.AMCVAE(
         *networks(), num_transitions=2, num_samples=3, step_size=0.2, alpha_annealing=True

@@ -14,7 +14,7 @@ from reference import within
 
 from tf_mcvae import kernels, random
 from tf_mcvae.kernels.path import AnnealedPath
-from tf_mcvae.kernels.step_size_rules import acceptance_update, variance_update
+from tf_mcvae.kernels.step_size_rules import published_acceptance_update, variance_update
 from tf_mcvae.kernels.transition import log_accept_probs
 
 tfd = tfp.distributions
@@ -268,9 +268,9 @@ def test_skip_threshold_undoes_unlikely_proposals():
     np.testing.assert_allclose(ruled.log_ratio, np.where(undone, 0, free.log_ratio), atol=1e-6)
 
 
-def test_acceptance_rule():
+def test_published_acceptance_rule():
     step = tf.constant([0.1, 0.1, 0.4999, 0.001])
-    new = acceptance_update(step, tf.constant([0.9, 0.89, 1.0, 0.0]), 0.9)
+    new = published_acceptance_update(step, tf.constant([0.9, 0.89, 1.0, 0.0]), 0.9)
     np.testing.assert_allclose(new, [0.1 * 1.002, 0.1 * 0.998, 0.5, 0.001], rtol=1e-5)
 
 

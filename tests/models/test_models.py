@@ -645,14 +645,33 @@ def test_large_gradients_are_clipped_and_skipped(graph, tmp_path):
     assert {"clipped", "skipped"} <= fit(loaded, batches).keys()
 
 
-def test_a_skipped_update_changes_nothing():
-    model = make("LMCVAE", skip_gradient_norm=1e-9, run_eagerly=False, jit_compile=False)
+ADAPTED_RULES = ("acceptance", "published_acceptance", "variance")
+
+
+def adapting(rule, model_class=LMCVAE):
+    """A model of which every kind of weight changes in training, moving averages included."""
+    encoder = keras.Sequential([keras.layers.BatchNormalization(), dense()[0]])
+    steps = StepSize(0.05, rule)
+    return model_class(encoder, dense()[1], num_transitions=K, num_samples=1, step_size=steps)
+
+
+@pytest.mark.parametrize("rule", ADAPTED_RULES)
+def test_a_skipped_update_changes_nothing(rule):
+    graph = GRAPHS["graph" if rule == "acceptance" else "eager"]
+    model = make(lambda: adapting(rule), skip_gradient_norm=1e-9, jit_compile=False, **graph)
     model.optimizer.build(model.trainable_variables)
-    before = [weight.numpy() for weight in [*model.trainable_weights, *model.optimizer.variables]]
+    kept = [w for w in [*model.weights, *model.optimizer.variables] if w.name != "step"]
+    before = [weight.numpy() for weight in kept]
     history = fit(model, epochs=2)
     assert history["skipped"] == [1.0, 1.0]
     assert "clipped" not in history
-    assert_same([*model.trainable_weights, *model.optimizer.variables], before)
+    assert_same(kept, before)
+    if not model.run_eagerly:
+        return
+    model.skip_gradient_norm = 1e9  # These weights do change otherwise.
+    fit(model)
+    assert all(np.any(w.numpy() != b) for w, b in zip(kept, before, strict=True) if w.trainable)
+    assert np.all(model.step_size.values() != np.float32(0.05))
 
 
 def test_gradients_that_are_no_numbers_are_skipped():
@@ -662,6 +681,32 @@ def test_gradients_that_are_no_numbers_are_skipped():
     with pytest.warns(RuntimeWarning, match="weights not finite"):
         fit(model)
     assert_same(model.trainable_weights[1:], weights[1:])
+
+
+@pytest.mark.parametrize("options", [{}, {"skip_gradient_norm": 1e9}, {"global_clipnorm": 1.0}])
+@pytest.mark.parametrize("rule", ADAPTED_RULES)
+def test_nothing_is_adapted_to_gradients_that_are_no_numbers(rule, options):
+    optimizer = keras.optimizers.SGD(0.1, global_clipnorm=options.get("global_clipnorm"))
+    skip = options.get("skip_gradient_norm")
+    model = make(lambda: adapting(rule), optimizer=optimizer, skip_gradient_norm=skip)
+    adapted = [w for w in model.non_trainable_weights if w.name != "step"]
+    before = [weight.numpy() for weight in adapted]
+    spoiled = model.encoder.trainable_weights[-1]
+    spoiled.assign(np.full(spoiled.shape, np.nan))
+    fit(model)
+    assert_same(adapted, before)
+
+
+@pytest.mark.parametrize("model_class", [LMCVAE, AMCVAE])
+def test_one_state_has_no_spread_to_adapt_to(model_class):
+    steps = StepSize(0.05, "variance")
+    model = make(lambda: model_class(*dense(), num_transitions=K, num_samples=1, step_size=steps))
+    before = [weight.numpy() for weight in steps.weights]
+    fit(model, X[:1])
+    assert_same(steps.weights, before)
+    fit(model, X[:2])
+    assert all(np.any(w.numpy() != b) for w, b in zip(steps.weights, before, strict=True))
+    assert all(np.all(np.isfinite(weight)) for weight in state(model))
 
 
 @pytest.mark.parametrize("model_class", [VAE, LMCVAE, pytest.param(AMCVAE, marks=pytest.mark.slow)])
@@ -691,8 +736,9 @@ def test_mixed_float16_scales_the_loss_but_not_what_is_reported():
 # Step sizes, annealing of the coefficient, the cloned decoder.
 
 
-def test_acceptance_rule_moves_each_step_towards_its_target():
-    model = make("LMCVAE-acceptance")
+def test_published_acceptance_rule_moves_each_step_towards_its_target():
+    steps = StepSize([0.01, 0.3], "published_acceptance", 0.95)
+    model = make(lambda: LMCVAE(*dense(), num_transitions=K, step_size=steps))
     before = model.step_size.values().numpy()
     result = model.train_on_batch(X, return_dict=True)
     reached = np.array([result["acceptance_1"], result["acceptance_2"]]) >= 0.95

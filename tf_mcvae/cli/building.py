@@ -69,7 +69,8 @@ def _own_arguments(config: RunConfig) -> dict[str, Any]:
 
 
 def _transition_arguments(config: RunConfig) -> dict[str, Any]:
-    rule: StepSizeRule = "variance" if config.variance_sensitive_step else "acceptance"
+    rule: StepSizeRule = "published_acceptance" if config.published_acceptance else "acceptance"
+    rule = "variance" if config.variance_sensitive_step else rule
     rule = "learned" if config.learnable_transitions else rule
     return {
         "num_transitions": config.num_transitions,

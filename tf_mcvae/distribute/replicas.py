@@ -174,6 +174,28 @@ def update_if(condition: tf.Tensor, update: Callable[[], None], variables: list[
     # For an update replicas must meet, which they cannot in a branch: it is undone afterwards.
     before = [tf.identity(variable.value) for variable in variables]
     update()
+    restore_unless(condition, variables, before)
+
+
+def restore_unless(
+    condition: tf.Tensor, variables: Sequence[Any], before: Sequence[tf.Tensor]
+) -> None:
+    """Gives variables the values that they had before, unless a condition holds.
+
+    Args:
+        condition: A scalar, the same on all replicas.
+        variables: Variables that may have changed.
+        before: Their values before.
+    """
+
+    def restore() -> tf.Tensor:
+        for variable, old in zip(variables, before, strict=True):
+            variable.assign(old)
+        return tf.constant(True)
+
+    if not tf.distribute.has_strategy():
+        tf.cond(condition, lambda: tf.constant(False), restore)
+        return
     for variable, old in zip(variables, before, strict=True):
         variable.assign(tf.where(condition, variable.value, old))
 

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_mcvae.kernels.step_size_rules import PUBLISHED_LIMITS
 from tf_mcvae.layers.activations import ACTIVATIONS
 from tf_mcvae.layers.likelihoods import Gaussian, Likelihood
 from tf_mcvae.layers.networks import Decoder, Encoder
@@ -199,14 +200,20 @@ def _transition_arguments(
             "A Monte Carlo model has weights `transitions.<k>.log_stepsize`. "
             f"Received: names {sorted(arrays)}"
         )
-    rule: StepSizeRule = "variance" if settings.get("variance_sensitive_step") else "acceptance"
+    by_variance = settings.get("variance_sensitive_step")
+    rule: StepSizeRule = "variance" if by_variance else "published_acceptance"
     rule = "learned" if settings.get("learnable_transitions") else rule
+    step_sizes, limits = np.exp(np.stack(steps)), None
+    if rule == "published_acceptance":
+        # Step sizes may be beyond the limits, by rounding or before any training.
+        low, high = PUBLISHED_LIMITS
+        limits = (min(low, float(step_sizes.min())), max(high, float(step_sizes.max())))
     target = float(settings.get("acceptance_rate_target", 0.95))
     schedules = {"tempering_logalpha": "sigmoidal", "tempering_beta_logits": "all_learnable"}
     found = [schedule for name, schedule in schedules.items() if name in arrays]
     return {
         "num_transitions": len(steps),
-        "step_size": StepSize(np.exp(np.stack(steps)), rule, target),
+        "step_size": StepSize(step_sizes, rule, target, limits=limits),
         "schedule": found[0] if found else "linear",
         "cloned_decoder": any(name.startswith("cloned_decoder.") for name in arrays),
         **(_l_arguments if model_class is LMCVAE else _a_arguments)(arrays, settings),

@@ -16,7 +16,7 @@ class TransitionStatistics(NamedTuple):
         is_accepted: `[K, S, B]`.
         log_choice_prob: `[K, S, B]`.
         score_mean: Mean over S and B of the score before the transition, `[K, D]`.
-        score_std: Standard deviation of that score over S and B, `[K, D]`.
+        score_std: Standard deviation of that score over S and B, `[K, D]`; 0 for a single state.
         drift_error: `[K, S, B]`; 0 if the drift is the score.
     """
 
@@ -33,7 +33,7 @@ class TransitionStatistics(NamedTuple):
 
     @property
     def count(self) -> tf.Tensor:
-        """Number of states that a transition starts from, `S B`."""
+        """Number of states that a transition starts from, `S B`, in the scores' data type."""
         return tf.cast(tf.size(self.is_accepted[0]), self.score_mean.dtype)
 
     def scatter(self, mean: tf.Tensor) -> tf.Tensor:
@@ -50,7 +50,7 @@ def trace_statistics(state: tf.Tensor, results: TransitionResults) -> Transition
     score = tf.stop_gradient(results.diagnostics["score"])
     count = tf.cast(tf.size(results.log_ratio), score.dtype)
     mean = tf.reduce_mean(score, axis=[0, 1])
-    variance = tf.reduce_sum(tf.square(score - mean), axis=[0, 1]) / (count - 1.0)
+    variance = _variance(tf.reduce_sum(tf.square(score - mean), axis=[0, 1]), count)
     error = results.diagnostics.get("drift_error", tf.zeros_like(results.log_ratio))
     return TransitionStatistics(
         results.is_accepted, results.log_choice_prob, mean, tf.sqrt(variance), error
@@ -70,4 +70,9 @@ def pool_statistics(parts: Sequence[TransitionStatistics]) -> tuple[tf.Tensor, t
     acceptance, mean = pooled_mean(means, counts)
     scatter = tf.add_n([part.scatter(mean) for part in parts])
     scatter, total = all_sum((scatter, tf.add_n(counts)))
-    return acceptance, tf.sqrt(scatter / (total - 1.0))
+    return acceptance, tf.sqrt(_variance(scatter, total))
+
+
+def _variance(scatter: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Returns the unbiased variance from the sum of squared distances; 0 for a single state."""
+    return scatter / tf.maximum(count - 1.0, 1.0)

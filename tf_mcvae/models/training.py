@@ -140,8 +140,8 @@ class TrainedModel(keras.Model):
         Args:
             optimizer: A Keras optimizer or its name; its `global_clipnorm` clips the gradient.
             skip_gradient_norm: Skips an update unless the global norm of its gradient, before
-                clipping, is below this; weights and optimizer then do not change. None applies
-                every update.
+                clipping, is below this; weights, step sizes and optimizer then do not change.
+                None applies every update.
             **kwargs: Further arguments of `keras.Model.compile`. With `jit_compile="auto"`, the
                 default, XLA also compiles training on a CPU where that is faster: for models with
                 transitions, with this package's dense networks, activations and likelihoods. Your
@@ -293,6 +293,9 @@ class TrainedModel(keras.Model):
         batch = Batch.of(data)
         share = distribute.share_of_batch(tf.shape(batch.x)[0])
         seed = self.step_seed(TRAIN_STREAM, self.step)
+        # Step sizes, and moving statistics of networks.
+        adapted = self.non_trainable_weights
+        before = [tf.identity(weight.value) for weight in adapted]
 
         def differentiate(part: Batch, first: tf.Tensor) -> tuple[Estimate, list[Any]]:
             seed_of_rows = random.at_row(seed, share.first + first)
@@ -301,8 +304,9 @@ class TrainedModel(keras.Model):
         parts = self.execution_plan(training=True).run(differentiate, batch)
         estimate = joined([estimate for estimate, _ in parts])
         gradients = added([gradients for _, gradients in parts])
-        self._updates.apply(distribute.all_sum_gradients(gradients))
+        is_applied = self._updates.apply(distribute.all_sum_gradients(gradients))
         self.adapt(estimate.adaptation)
+        distribute.restore_unless(is_applied, adapted, before)
         self.step.assign_add(1)
         updates = {metric.name: metric.result() for metric in self._updates.metrics}
         return distribute.logs_of_step({**self._track(estimate, batch.weight), **updates})

@@ -28,8 +28,12 @@ class Updates:
         skipped = [self._skipped] if self._model.skip_gradient_norm is not None else []
         return [self._norm, *clipped, *skipped]
 
-    def apply(self, gradients: list[tf.Tensor | None]) -> None:
-        """Applies the gradients of the whole batch, unless their norm is too large."""
+    def apply(self, gradients: list[tf.Tensor | None]) -> tf.Tensor:
+        """Applies the gradients of the whole batch, unless their norm is too large.
+
+        Returns:
+            Whether an update was made whose gradients are finite.
+        """
         optimizer, variables = self._model.optimizer, self._model.trainable_variables
         gradients = _of_one_dtype(gradients)
         # The factor of the loss in mixed float16; 1 with other policies.
@@ -51,11 +55,12 @@ class Updates:
 
         if skip_norm is None:
             apply()
-            return
+            return tf.math.is_finite(norm)
         is_small = norm < skip_norm  # False for NaN too.
         self._skipped.update_state(tf.cast(tf.logical_not(is_small), tf.float32))
         # The optimizer skips an update that overflows itself, and lowers its factor.
         distribute.update_if(is_small | overflows, apply, [*variables, *optimizer.variables])
+        return is_small
 
     def _scales_loss(self) -> bool:
         """Returns whether the optimizer multiplies the loss by a factor, as in mixed float16."""
