@@ -1,6 +1,6 @@
 """The base of all models: densities from networks, the methods for users, saving."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
@@ -10,6 +10,7 @@ from tf_mcvae import distribute, random
 from tf_mcvae.checks import ExplicitArguments, check_positive_integer, check_seeds
 from tf_mcvae.kernels import AnnealedPath
 from tf_mcvae.layers import likelihoods
+from tf_mcvae.layers.composite import Composite, pass_on_frozen, track_weights
 from tf_mcvae.layers.likelihoods import Likelihood
 from tf_mcvae.layers.priors import StandardNormal
 from tf_mcvae.models import advice
@@ -25,7 +26,7 @@ from tf_mcvae.objectives.bounds import iwae
 LikelihoodLike = Literal["bernoulli", "gaussian"] | str | dict[str, Any] | Likelihood
 
 
-class MonteCarloVAE(ExplicitArguments, TrainedModel):
+class MonteCarloVAE(ExplicitArguments, Composite, TrainedModel):
     """Base of the models: an encoder, a generative model, and a bound on `log p(x)`.
 
     The generative model is `p(x, z) = N(z; 0, I) p(x|z)`, the encoder's posterior
@@ -159,6 +160,8 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         if not self.likelihood.built:
             self.likelihood.build(output.shape)
         super().build(input_shape)
+        pass_on_frozen(self)
+        track_weights(self)
 
     @property
     def generative(self) -> GenerativeModel:
@@ -364,16 +367,3 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
             "num_samples": self.num_samples,
             "seed": self.seed,
         }
-
-    @classmethod
-    def from_config(
-        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
-    ) -> Self:
-        """Makes a model from `get_config`'s result."""
-        restored = {
-            name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
-            if isinstance(value, dict) and "class_name" in value
-            else value
-            for name, value in config.items()
-        }
-        return cls(**restored)
