@@ -9,7 +9,7 @@ from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.flows.affine import IAF, RealNVP
 from tf_mcvae.flows.base import Flow
 from tf_mcvae.flows.block import BNAF
-from tf_mcvae.layers.composite import Composite, pass_on_frozen, track_weights
+from tf_mcvae.layers.composite import Composite, clone_layer, pass_on_frozen, track_weights
 
 FlowName = Literal["realnvp", "iaf", "bnaf"]
 FLOWS: dict[str, type[Flow]] = {"realnvp": RealNVP, "iaf": IAF, "bnaf": BNAF}
@@ -50,9 +50,7 @@ class FlowStack(Composite, Flow):
         super().__init__(name=name, trainable=trainable, dtype=dtype)
         check_positive_integer("num_flows", num_flows)
         first = get_flow(flow, dtype)
-        config = {key: value for key, value in first.get_config().items() if key != "name"}
-        copies = [type(first).from_config(config) for _ in range(num_flows - 1)]
-        self.flows = [first, *copies]
+        self.flows = [first, *(clone_layer(first, name=None) for _ in range(num_flows - 1))]
         pass_on_frozen(self)
 
     def make_weights(self, latent_dim: int) -> None:

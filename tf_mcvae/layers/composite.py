@@ -57,7 +57,20 @@ def freeze_layers(layer: Any, paths: list[str]) -> None:
     """Freezes the layers of these paths within `layer`, and no other."""
     for path, part in _within(layer):  # Outer ones first, since they pass their flag on.
         if path in paths or not part.trainable:
-            _set_trainable(part, path not in paths)
+            part.trainable = path not in paths
+
+
+def clone_layer(layer: Any, **changes: Any) -> Any:
+    """Returns a layer of the same configuration, but for `changes`, with new weights.
+
+    What is frozen within `layer` is frozen in the copy.
+    """
+    copy = type(layer).from_config({**layer.get_config(), **changes})
+    frozen = frozen_layers(layer)
+    if frozen and layer.built and not copy.built:  # A layer may make its parts when it is built.
+        copy.build_from_config(layer.get_build_config())
+    freeze_layers(copy, frozen)
+    return copy
 
 
 def pass_on_frozen(layer: Any) -> None:
@@ -68,7 +81,7 @@ def pass_on_frozen(layer: Any) -> None:
     for part in (layer, *(part for _, part in _within(layer))):
         inner = _parts(part)
         if inner and not part.trainable and all(one.trainable for one in inner):
-            _set_trainable(part, False)
+            part.trainable = False
 
 
 def track_weights(layer: Any) -> None:
@@ -80,11 +93,6 @@ def track_weights(layer: Any) -> None:
     holder = tf.Module()
     holder.weights = layer.variables
     layer.checkpointed = holder
-
-
-def _set_trainable(layer: Any, value: bool) -> None:
-    layer.trainable = not value  # Keras passes a flag on only if it changes.
-    layer.trainable = value
 
 
 def _within(layer: Any, path: str = "") -> Iterator[tuple[str, keras.Layer]]:

@@ -11,6 +11,7 @@ import tensorflow_probability as tfp
 from tf_mcvae import random
 from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.kernels import AnnealedKernel, AnnealedPath, MetropolisHastings, TransitionResults
+from tf_mcvae.layers.composite import clone_layer
 from tf_mcvae.layers.schedules import Schedule, get_schedule
 from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
@@ -224,9 +225,9 @@ class AnnealedVAE(MonteCarloVAE):
 
 
 def clone(network: keras.Layer) -> keras.Layer:
-    """Returns a network of the same configuration with new weights."""
+    """Returns a network of the same configuration, frozen where it is, with new weights."""
     try:
-        return network.__class__.from_config(network.get_config())
+        return clone_layer(network)
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
             "`cloned_decoder=True` copies the decoder through `get_config`, which a subclassed "
