@@ -95,6 +95,17 @@ def track_weights(layer: Any) -> None:
     layer.checkpointed = holder
 
 
+def is_restored(layer: Any) -> bool:
+    """Returns whether a `tf.train.Checkpoint` was restored to the layer, built or not."""
+    return getattr(layer, "_update_uid", -1) >= 0  # TensorFlow has no public name for it.
+
+
+def finish_build(layer: Any) -> None:
+    """Does what concerns all parts of a layer, once they are built; it may be called again."""
+    pass_on_frozen(layer)
+    track_weights(layer)
+
+
 def _within(layer: Any, path: str = "") -> Iterator[tuple[str, keras.Layer]]:
     for index, part in enumerate(_parts(layer)):
         yield f"{path}{index}", part
