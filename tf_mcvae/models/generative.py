@@ -1,6 +1,6 @@
 """The generative model: prior, decoder and likelihood in one object."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -31,8 +31,16 @@ class GenerativeModel:
     @property
     def trainable_variables(self) -> list[keras.Variable]:
         """The variables that training changes."""
-        layers = (self.decoder, self.likelihood, self.prior)
-        return [variable for layer in layers for variable in layer.trainable_variables]
+        return [variable for layer in self._layers for variable in layer.trainable_variables]
+
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        """The other variables, such as moving averages and frozen weights."""
+        return [variable for layer in self._layers for variable in layer.non_trainable_variables]
+
+    @property
+    def _layers(self) -> tuple[keras.Layer, ...]:
+        return self.decoder, self.likelihood, self.prior
 
     def parameters(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Runs the decoder on `z [..., D]`; leading axes are folded into the batch and back."""
@@ -71,17 +79,32 @@ class GenerativeModel:
         return x[0], z[0]
 
 
-def recomputing(path: AnnealedPath, variables: Sequence[keras.Variable]) -> AnnealedPath:
+def recomputing(
+    path: AnnealedPath,
+    target_of: Callable[[tf.Tensor], LogProbFn],
+    x: tf.Tensor,
+    generative: GenerativeModel,
+) -> AnnealedPath:
     """Returns a path whose backward pass recomputes the target's activations.
 
     Args:
         path: A path.
-        variables: All variables of the target that have a gradient.
+        target_of: Returns the path's target, given the examples.
+        x: The examples.
+        generative: The generative model of the target.
     """
 
-    def target_log_prob(state: tf.Tensor, *values: tf.Tensor) -> tf.Tensor:
-        with keras.StatelessScope(list(zip(variables, values, strict=True))):
-            return path.target_log_prob_fn(state)
+    # The gradient of a loop cannot capture what its body does not have as an input, such as eager
+    # examples and moving averages. These reads are tensors of the graph around the loop.
+    def read(variable: keras.Variable) -> tf.Tensor:
+        return tf.convert_to_tensor(variable.value)
 
-    values = [tf.convert_to_tensor(variable.value) for variable in variables]
-    return AnnealedPath(path.base_log_prob_fn, target_log_prob, values)
+    trained = generative.trainable_variables
+    fixed = [(variable, read(variable)) for variable in generative.non_trainable_variables]
+
+    def target_log_prob(state: tf.Tensor, x: tf.Tensor, *values: tf.Tensor) -> tf.Tensor:
+        with keras.StatelessScope([*zip(trained, values, strict=True), *fixed]):
+            return target_of(x)(state)
+
+    inputs = [tf.identity(x), *map(read, trained)]
+    return AnnealedPath(path.base_log_prob_fn, target_log_prob, inputs)
