@@ -15,7 +15,7 @@ from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.changes import Check, check_boolean
-from tf_mcvae.models.generative import GenerativeModel, recomputing
+from tf_mcvae.models.generative import GenerativeModel, LogProbFn, recomputing
 from tf_mcvae.models.statistics import TransitionStatistics, pool_statistics, trace_statistics
 from tf_mcvae.objectives.annealed import AnnealedSamples, TraceFn, annealed_importance_sampling
 
@@ -151,15 +151,7 @@ class AnnealedVAE(MonteCarloVAE):
         """
         initial_seed, transition_seed = random.split(seed)
         posterior = self.posterior(batch, training)
-        generative = GenerativeModel(self.prior, self.transition_decoder, self.likelihood)
-        path = self.path(batch, posterior, generative)
-        if self.recompute:
-            path = recomputing(
-                path,
-                lambda x: self.path(batch._replace(x=x), posterior, generative).target_log_prob_fn,
-                batch.x,
-                generative,
-            )
+        path = self._transition_path(batch, posterior)
         temperatures, step_sizes = self.schedule.inverse_temperatures(), self.step_size.values()
         if num_transitions is not None:
             temperatures = self.schedule.resampled(num_transitions)
@@ -185,6 +177,20 @@ class AnnealedVAE(MonteCarloVAE):
             else None,
             trace_fn=trace_fn,
         )
+
+    def _transition_path(
+        self, batch: Batch, posterior: tfp.distributions.Distribution
+    ) -> AnnealedPath:
+        """Returns the path that the transitions follow, with their decoder."""
+        generative = GenerativeModel(self.prior, self.transition_decoder, self.likelihood)
+        path = self.path(batch, posterior, generative)
+        if not self.recompute:
+            return path
+
+        def target_of(x: tf.Tensor) -> LogProbFn:
+            return self.path(batch._replace(x=x), posterior, generative).target_log_prob_fn
+
+        return recomputing(path, target_of, batch.x, generative)
 
     def transition_options(self, num_transitions: int | tf.Tensor | None) -> dict[str, Any]:
         """Returns the options of `weigh` and `draw_states` for another number of transitions.
