@@ -37,7 +37,7 @@ def make_model(case: Case) -> tf_mcvae.MonteCarloVAE:
             decoder,
             num_transitions=case.num_transitions,
             num_samples=case.num_samples,
-            step_size=tf_mcvae.StepSize(0.01, rule="acceptance"),
+            step_size=tf_mcvae.StepSize(0.01, rule="published_acceptance"),
         )
     model.build((None, *case.image_shape))
     return model

@@ -13,11 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_mcvae.kernels.step_size_rules import PUBLISHED_LIMITS
 from tf_mcvae.layers.activations import ACTIVATIONS
 from tf_mcvae.layers.likelihoods import Gaussian, Likelihood
 from tf_mcvae.layers.networks import Decoder, Encoder
-from tf_mcvae.layers.step_size import StepSize, StepSizeRule
+from tf_mcvae.layers.step_size import LIMITS, StepSize, StepSizeRule
 from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse, TransitionNetwork
 from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, MonteCarloVAE
 
@@ -206,7 +205,7 @@ def _transition_arguments(
     step_sizes, limits = np.exp(np.stack(steps)), None
     if rule == "published_acceptance":
         # Step sizes may be beyond the limits, by rounding or before any training.
-        low, high = PUBLISHED_LIMITS
+        low, high = LIMITS[rule]
         limits = (min(low, float(step_sizes.min())), max(high, float(step_sizes.max())))
     target = float(settings.get("acceptance_rate_target", 0.95))
     schedules = {"tempering_logalpha": "sigmoidal", "tempering_beta_logits": "all_learnable"}

@@ -19,7 +19,7 @@ from tf_mcvae.kernels.step_size_rules import (
 
 StepSizeRule = Literal["fixed", "learned", "acceptance", "published_acceptance", "variance"]
 RULES = get_args(StepSizeRule)
-_LIMITS = {"acceptance": ACCEPTANCE_LIMITS, "published_acceptance": PUBLISHED_LIMITS}
+LIMITS = {"acceptance": ACCEPTANCE_LIMITS, "published_acceptance": PUBLISHED_LIMITS}
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
@@ -181,7 +181,7 @@ class StepSize(ExplicitArguments, keras.layers.Layer):
             "initial": self.initial.tolist(),
             "rule": self.rule,
             "target_acceptance": self.target_acceptance,
-            "limits": list(self.limits) if self.rule in _LIMITS else None,
+            "limits": list(self.limits) if self.rule in LIMITS else None,
         }
 
     @classmethod
@@ -198,10 +198,10 @@ class StepSize(ExplicitArguments, keras.layers.Layer):
 def _limits(rule: StepSizeRule, given: Sequence[float] | None) -> Limits:
     """Returns the limits of the rule, checked."""
     if given is None:
-        return _LIMITS.get(rule, (0.0, np.inf))
-    if rule not in _LIMITS:
+        return LIMITS.get(rule, (0.0, np.inf))
+    if rule not in LIMITS:
         raise ValueError(
-            f"`limits` are for the rules {' and '.join(map(repr, _LIMITS))}: leave them out, or "
+            f"`limits` are for the rules {' and '.join(map(repr, LIMITS))}: leave them out, or "
             f"choose one of these. Received: limits={given!r}, rule={rule!r}"
         )
     values = np.asarray(given, np.float64)
