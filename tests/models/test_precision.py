@@ -6,11 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference import LinearGaussian, iwae, normal_log_prob
+from reference import LinearGaussian, iwae
 
 import tf_mcvae
 from tf_mcvae import random
-from tf_mcvae.performance import cores
 
 X = (np.random.default_rng(0).random([6, 8]) < 0.4).astype(np.float64)
 EXAMPLES = {"num_samples": 3}
@@ -143,7 +142,9 @@ ONCE = [(case, "float64", "global") for case in OPTIONS]
 ONCE += [(case, "mixed_float16", "local") for case in OPTIONS if "FlowVAE" not in case]
 
 
-@pytest.mark.parametrize(("case", "setting", "scope"), in_both_tiers({"default": ONCE, "slow": ALL}))
+@pytest.mark.parametrize(
+    ("case", "setting", "scope"), in_both_tiers({"default": ONCE, "slow": ALL})
+)
 def test_options(case, setting, scope):
     """A step of training, and results near those in float32 with the same weights."""
     full = make_in("float32", "global", case)
@@ -162,7 +163,9 @@ def test_options(case, setting, scope):
 
 
 METHODS = [("LMCVAE-learned", "float64", "local")]
-ALL_METHODS = [(case, s, scope) for case in OPTIONS for s in SETTINGS for scope in ("global", "local")]
+ALL_METHODS = [
+    (case, s, scope) for case in OPTIONS for s in SETTINGS for scope in ("global", "local")
+]
 
 
 @pytest.mark.parametrize(

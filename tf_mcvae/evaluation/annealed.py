@@ -222,9 +222,7 @@ class _Annealing:
         suffice for that; further runs then correct each step size by its own acceptance.
         """
         if self.settings.step_size is not None:
-            return tf.fill(
-                [self.num_transitions], tf.constant(self.settings.step_size, self.dtype)
-            )
+            return tf.fill([self.num_transitions], tf.constant(self.settings.step_size, self.dtype))
         seed, target = random.at_row(seed, 0), self.settings.target_acceptance
         step_sizes = self.follow(pilot, seed, tf.constant(target, self.dtype))
         for number in range(min(_MOST_CORRECTIONS, _PILOT_UPDATES // self.num_transitions)):
