@@ -198,24 +198,26 @@ ACTIVATIONS = ["gelu", "leakyrelu", "logsigmoid", "relu", "softplus", "tanh"]
 STEPS = [
     *(("dense", "gelu", mode) for mode in EXECUTION),
     ("conv", "gelu", "parts"),
-    *(
-        (network, activation, "graph")
-        for network in ("dense", "conv")
-        for activation in ACTIVATIONS
-    ),
+    *itertools.product(("dense", "conv"), ACTIVATIONS, ("graph",)),
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("case", ["LMCVAE-learned", "AMCVAE-variance"])
-@pytest.mark.parametrize(("architecture", "activation", "mode"), list(dict.fromkeys(STEPS)))
-def test_execution(architecture, activation, mode, case, setting, monkeypatch):
+TRACED = [("AMCVAE-variance", "float64", ("dense", "gelu", "graph"))]
+ALL_STEPS = list(itertools.product(("LMCVAE-learned", "AMCVAE-variance"), SETTINGS, STEPS))
+
+
+@pytest.mark.parametrize(
+    ("case", "setting", "step"), in_both_tiers({"default": TRACED, "slow": ALL_STEPS})
+)
+def test_execution(case, setting, step, monkeypatch):
+    architecture, activation, mode = step
     in_parts = cores.dividing(2) if mode == "parts" else contextlib.nullcontext()
     if mode == "parts":
         monkeypatch.setattr(plan, "FEWEST_WEIGHTS_TO_DIVIDE", 0)
     options = {"run_eagerly": False, **EXECUTION[mode]}
-    model = make_in(setting, "global", case, architecture, activation, **options)
+    model = make_in(
+        setting, "global", case, architecture=architecture, activation=activation, **options
+    )
     x = X if architecture == "dense" else np.tile(X[:, :, None, None], [1, 1, 8, 1])
     with in_parts:
         history = model.fit(x, batch_size=3, validation_data=x, verbose=0).history
