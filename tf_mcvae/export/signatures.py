@@ -212,7 +212,7 @@ class Signatures:
     def _sorted_scores(self, images: Images) -> np.ndarray[Any, Any]:
         seeds = np.stack([np.arange(len(images)), np.full(len(images), -1)], axis=1)
         estimate = tf.function(self._log_likelihood, autograph=False)(
-            tf.convert_to_tensor(images), tf.constant(seeds, tf.int32)
+            tf.cast(images, self.images.dtype), tf.constant(seeds, tf.int32)
         )
         scores = -estimate["log_likelihood"].numpy()
         if not np.all(np.isfinite(scores)):

@@ -124,7 +124,8 @@ class AMCVAE(AnnealedVAE):
         """Returns the factor of the score-function term."""
         if not self.alpha_annealing:
             return 1.0
-        return tf.minimum(1.0, 0.1 * tf.cast(tf.convert_to_tensor(self.epoch), self.density_dtype))
+        epoch = tf.cast(tf.convert_to_tensor(self.epoch), self.density_dtype)
+        return tf.minimum(0.1 * epoch, 1.0)  # In a graph, the first argument decides the dtype.
 
     def own_callbacks(self) -> list[keras.callbacks.Callback]:
         """Adds one that keeps the epoch, for the factor of the score-function term."""
