@@ -4,7 +4,8 @@ import math
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-import tensorflow_probability as tfp
+
+from tf_mcvae.objectives.student import student_quantile
 
 Array = np.ndarray[Any, Any]
 
@@ -204,9 +205,6 @@ def standard_error(values: Array) -> float:
 def student_interval(mean: float, error: float, count: int, level: float) -> tuple[float, float]:
     """Returns the interval `mean ± t error` with Student's t of `count - 1` degrees of freedom.
 
-    With `I` the regularised incomplete beta function, `Pr(|T| < t) = I_x(1/2, n/2)` with
-    `x = t^2 / (n + t^2)`.
-
     Args:
         mean: A mean of `count` values.
         error: Its standard error.
@@ -216,13 +214,5 @@ def student_interval(mean: float, error: float, count: int, level: float) -> tup
     Raises:
         ValueError: If `level` is not between 0 and 1.
     """
-    if not 0.0 < level < 1.0:
-        raise ValueError(
-            f"`level` is a probability, such as 0.95, between 0 and 1. Received: level={level}"
-        )
-    if count < 2:
-        return math.nan, math.nan
-    free = count - 1.0
-    x = float(tfp.math.betaincinv(np.float64(0.5), np.float64(free / 2.0), np.float64(level)))
-    half = math.sqrt(free * x / (1.0 - x)) * error
+    half = student_quantile(level, count) * error
     return mean - half, mean + half
