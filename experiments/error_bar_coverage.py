@@ -6,9 +6,10 @@ and `interval(0.95)`: 68 % and 95 % of the time if the errors are right. The las
 the repetitions whose result has no warning.
 
 All repetitions are copies of the images in one call: an image's draws depend on its index. The
-results are then made anew for the images of each repetition. Writes `error_bar_coverage.json` and
-`error_bar_coverage.md` to the output folder, and prints the table. To add rows, write a function of
-the number of repetitions and a seed that returns cases, and a line of `ROWS`.
+results are then made anew for the images of each repetition. Prints the table, writes
+`error_bar_coverage.json` to the output folder, and with all rows also puts the table into the page.
+To add rows, write a function of the number of repetitions and a seed that returns cases, and a line
+of `ROWS`.
 """
 
 import argparse
@@ -332,15 +333,23 @@ def table(cases: Sequence[Case]) -> str:
     return "\n".join(lines)
 
 
+def put_table(text: str, page: pathlib.Path) -> None:
+    """Replaces the table of a page, which stands between two comments."""
+    before, begin, rest = page.read_text().partition("<!-- error_bar_coverage.py -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    page.write_text(f"{before}{begin}{text}\n{end}{after}")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures all rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=200, help="repetitions (default: 200)")
+    parser.add_argument("--repeats", type=int, default=1000, help="repetitions (default: 1000)")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="default: all")
     parser.add_argument("--seed", type=int, default=0, help="seed of all numbers (default: 0)")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("docs/evaluation"))
+    parser.add_argument("--page", type=pathlib.Path, default=pathlib.Path("docs/evaluation.md"))
     options = parser.parse_args(argv)
     keras.utils.set_random_seed(options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -353,10 +362,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for one in cases
     ]
     results = {"repeats": options.repeats, "seed": options.seed, "cases": plain}
-    path = options.output / "error_bar_coverage"
-    path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table(cases) + "\n")
+    path = options.output / "error_bar_coverage.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
     print(table(cases))
+    if set(options.rows) == set(ROWS):
+        put_table(table(cases), options.page)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,12 @@ def test_error_of_chains_that_share_a_draw():
     known = [uncertainty.Errors(np.zeros(1), np.array([v])) for v in (0.3, 0.5)]
     errors = uncertainty.shared_draw_errors(deviations.sum(0), *known)
     np.testing.assert_allclose(errors.variance, 1.5, rtol=0.03)
-    np.testing.assert_allclose(errors.bias, 0.5 * errors.variance)
+    np.testing.assert_allclose(errors.bias, 0.5 * errors.variance, rtol=1e-3)
+    # Few examples widen it by Student's t.
+    few = uncertainty.shared_draw_errors(np.array([-1.0, 0.0, 1.0]), *known)
+    widened = (scipy.stats.t.ppf(0.975, 2) / 1.96) ** 2
+    np.testing.assert_allclose(few.variance, widened * 1.0 - 0.3, rtol=1e-6)
+    np.testing.assert_allclose(few.bias, 0.5 * (1.0 - 0.3))
     # The chains' own error is the least, and a single example shows nothing.
     assert uncertainty.shared_draw_errors(np.zeros(4), *known).variance[0] == 0.5
     assert np.isnan(uncertainty.shared_draw_errors(np.zeros(1), *known).variance[0])
@@ -236,9 +241,14 @@ def test_intervals_cover_as_often_as_they_say(row, coverage):
             assert case.silent_95 > 0.93 - 3 * 0.013, case
 
 
-def test_the_coverage_of_a_known_distribution(coverage):
+def test_the_coverage_of_a_known_distribution(coverage, tmp_path):
     """Of the multiples -2 to 2 of the error, three are within 1.96 of them and one within 1."""
     off, warned = np.array([-2.0, -1.5, 0.0, 1.5, 2.0]), [(), (), ("doubt",), (), ()]
     case = coverage.by_errors("error", "setting", off, np.ones(5), warned)
     assert case[2:] == pytest.approx((0.2, 0.6, 0.2, 0.0, 0.5))
     assert "| error | setting | 20 % / 60 % | 20 % | 0 % / 50 % |" in coverage.table([case])
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- error_bar_coverage.py -->\nold\n<!-- end -->\nafter\n")
+    coverage.put_table("new", page)
+    expected = "before\n<!-- error_bar_coverage.py -->\nnew\n<!-- end -->\nafter\n"
+    assert page.read_text() == expected

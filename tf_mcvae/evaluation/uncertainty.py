@@ -176,8 +176,9 @@ def shared_draw_errors(gaps: Array, lower: Errors, upper: Errors) -> Errors:
 
         Var(upper) = Var(upper - lower) - mean_i Var(lower_i)
 
-    is left, or the variance over the chains if that is larger. The bias is half the variance, as
-    that of the log of any mean that varies little.
+    is left, or the variance over the chains if that is larger. Since the spread of few differences
+    is not known well, it is widened by `(t / 1.96)^2` with Student's t at 95 %. The bias is half
+    the variance, as that of the log of any mean that varies little.
 
     Args:
         gaps: Upper minus lower bound of each example, `[N]`.
@@ -190,8 +191,10 @@ def shared_draw_errors(gaps: Array, lower: Errors, upper: Errors) -> Errors:
     with quiet():
         below, chains = (np.mean(np.nan_to_num(errors.variance)) for errors in (lower, upper))
         spread = np.var(gaps, ddof=1) if len(gaps) > 1 else math.nan
-        variance = np.full_like(gaps, np.maximum(spread - below, chains))
-        return Errors(0.5 * variance, variance)
+        bias = 0.5 * np.maximum(spread - below, chains)
+        widened = (student_quantile(0.95, len(gaps)) / 1.96) ** 2 * spread
+        columns = np.full([2, len(gaps)], [[bias], [np.maximum(widened - below, chains)]])
+        return Errors(*columns)
 
 
 def standard_error(values: Array) -> float:
