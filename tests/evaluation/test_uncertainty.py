@@ -203,7 +203,7 @@ def test_a_model_of_nan_is_named_first(name):
     assert values.get("mean") is None
     if name not in ("gap", "latents"):
         other = compare(result, result)
-        assert "10 of 10 estimates are not finite" in other.warnings[0]
+        assert "10 of 10 differences are not finite" in other.warnings[0]
 
 
 def test_single_examples_that_are_not_finite_are_counted():

@@ -99,7 +99,7 @@ def biased(bias: float, error: float, remedy: str) -> tuple[str, ...]:
         rest = " or more"
     return (
         f"the estimate is too {direction} by about {abs(bias):.2g} nats{rest}, which the Monte "
-        f"Carlo error of {error:.2g} does not cover: take more {remedy}",
+        f"Carlo error of {error:.2g} does not contain: take more {remedy}",
     )
 
 
@@ -131,7 +131,13 @@ def of_comparison(
 ) -> tuple[str, ...]:
     """Warns if the difference of two estimates `[N]` may be due to their errors."""
     difference, off = float(np.mean(differences)), abs(biases[0] - biases[1])
-    found = [*not_finite(differences, ()), *few_examples(len(differences))]
+    found = [*few_examples(len(differences))]
+    if count := int(np.sum(~np.isfinite(differences))):
+        found.insert(
+            0,
+            f"{count} of {len(differences)} differences are not finite, so that their mean is not: "
+            "the warnings of the estimates say why",
+        )
     if gap >= abs(difference) > 0.0:
         found.append(
             f"the estimates may be off by {gap:.3f} nats, more than they differ: estimate with "
