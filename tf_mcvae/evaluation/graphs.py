@@ -7,6 +7,7 @@ options; where one of these has changed, another graph is made.
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ class _Graphs:
 
     def __init__(self) -> None:
         self.made: dict[Hashable, tuple[Callable[..., Any], Any]] = {}
+        self.lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["_Graphs"], tuple[()]]:
         return _Graphs, ()
@@ -46,23 +48,23 @@ def graph_of(
         *settings: Python values.
         signature: The specs of the tensors.
     """
-    # Keras must neither track nor save them, so that they are no attribute that it sets.
-    graphs = vars(model).setdefault("_evaluation_graphs", _Graphs())
+    # Set past Keras, which would track an attribute.
+    graphs = model.__dict__.setdefault("_evaluation_graphs", _Graphs())
     variables = [variable.value for variable in model.weights]
     key = (function, settings, tuple(signature), _options(model), tuple(map(id, variables)))
-    if key in graphs.made:
-        return graphs.made[key][0]
     call = functools.partial(function, model, *settings)
     if tf.config.functions_run_eagerly():
         return call
-    # Traced here and not in a call: TensorFlow would take the graphs of several models for those of
-    # one function, and warn of its retracing.
-    graph = fusing_graph(call, list(signature)).get_concrete_function()
-    while len(graphs.made) >= _MOST_GRAPHS:
-        graphs.made.pop(next(iter(graphs.made)))
-    # Kept with the variables, since Python gives the identity of a freed object to another.
-    graphs.made[key] = graph, variables
-    return graph
+    with graphs.lock:
+        if key not in graphs.made:
+            # Traced here and not in a call: TensorFlow would take the graphs of several models for
+            # those of one function, and warn of its retracing.
+            graph = fusing_graph(call, list(signature)).get_concrete_function()
+            while len(graphs.made) >= _MOST_GRAPHS:
+                graphs.made.pop(next(iter(graphs.made)))
+            # Kept with the variables: Python gives the identity of a freed object to another.
+            graphs.made[key] = graph, variables
+        return graphs.made[key][0]
 
 
 def _options(model: keras.Layer) -> tuple[Any, ...]:
