@@ -203,7 +203,7 @@ class _Annealing:
         is_linear = settings.schedule == "linear"
         schedule = linear_temperatures if is_linear else sigmoid_temperatures
         self.temperatures = tf.constant(schedule(settings.num_temperatures))
-        self.num_chains = tf.constant(settings.num_chains)
+        self.num_chains = tf.constant(settings.num_chains, tf.int32)
 
     def step_sizes(self, pilot: tf.Tensor, seed: random.Seed) -> tf.Tensor:
         """Returns a step size for each transition, `[T - 1]`: the given one, or tuned."""
@@ -215,8 +215,8 @@ class _Annealing:
         common = pilot, self.num_chains, self.temperatures
 
         def follow(log_steps: Array, gains: Array, number: int) -> tuple[Array, Array]:
-            profile = tf.constant(log_steps, tf.float32), tf.constant(gains, tf.float32)
-            results = run(*common, *profile, tf.constant(target), random.fold_in(run_seed, number))
+            values = (tf.constant(value, tf.float32) for value in (log_steps, gains, target))
+            results = run(*common, *values, random.fold_in(run_seed, number))
             used, acceptance = (np.asarray(result, np.float64) for result in results)
             return used, acceptance
 

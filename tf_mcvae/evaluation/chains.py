@@ -2,8 +2,8 @@
 
 All take the model, where chains start and the number of leapfrog steps as Python values, and the
 rest as tensors: examples `x [B, ...]`, the number S of chains of each, inverse temperatures
-`b_0 = 0, ..., b_T = 1` `[T + 1]`, and a seed. A chain makes T - 1 transitions, which target `b_1` to
-`b_{T-1}`. One graph serves any number of chains, temperatures and examples.
+`b_0 = 0, ..., b_T = 1` `[T + 1]`, and a seed. A chain makes T - 1 transitions, which target `b_1`
+to `b_{T-1}`. One graph serves any number of chains, temperatures and examples.
 """
 
 from collections.abc import Callable

@@ -131,15 +131,15 @@ def _from_encoder(
     check_positive_integer("chunk_size", chunk_size)
     settings = {"num_samples": num_samples, "seed": seed}
     block = min(_BLOCK, num_samples)
-    images, size = images_spec(model, data), tf.TensorSpec([], tf.int32)
-    draw = graph_of(_weigh_encoder, model, signature=[images, SEED_SPEC, size])
+    size, signature = tf.constant(block, tf.int32), [images_spec(model, data), SEED_SPEC]
+    draw = graph_of(_weigh_encoder, model, signature=[*signature, tf.TensorSpec([], tf.int32)])
     base_seed = random.as_seed(seed)
 
     def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
         moments: Moments | None = None
         for number in range(-(-num_samples // block)):
             block_seed = random.fold_in(base_seed, number)
-            log_weights = draw(x, random.at_row(block_seed, first), tf.constant(block))
+            log_weights = draw(x, random.at_row(block_seed, first), size)
             part = Moments.of(log_weights[: num_samples - number * block])
             moments = part if moments is None else moments.merged(part)
         return np.stack(moments[1:] if moments else []), np.zeros([0])
