@@ -1,7 +1,6 @@
 """Estimates without annealing: ELBO, IWAE-k, the model's own bound; and its use of latents."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +16,21 @@ from tf_mcvae.evaluation.chunks import (
     score_in_chunks,
     start_progress,
 )
+from tf_mcvae.evaluation.doubts import not_finite
+from tf_mcvae.evaluation.graphs import graph_of
 from tf_mcvae.evaluation.results import (
-    Array,
     LogLikelihoodEstimate,
-    Moments,
     summarise,
     to_plain,
+    with_warnings,
 )
+from tf_mcvae.evaluation.uncertainty import NUM_GROUPS, Array, Errors, Moments, quiet
 from tf_mcvae.models import MonteCarloVAE
 from tf_mcvae.models.batch import Batch
-from tf_mcvae.performance.fusion import fusing_graph
 
 # Number of draws of an example in a block. The random numbers depend on it, so it is not a setting.
-_BLOCK = 50
+# The running sums have a group for each draw of a block.
+_BLOCK = NUM_GROUPS
 
 
 def estimate_elbo(
@@ -49,9 +50,8 @@ def estimate_elbo(
     moments, settings = _from_encoder(
         model, data, num_samples, chunk_size, seed, checkpoint, verbose
     )
-    variances = moments.scatter_log / max(num_samples - 1, 1) / num_samples
-    variances = variances if num_samples > 1 else np.full_like(variances, np.nan)
-    return summarise("ELBO", moments.mean_log, variances, moments, settings, judge_weights=False)
+    values, errors = moments.mean_log, moments.mean_log_errors
+    return summarise("ELBO", values, errors, moments, settings, model.weights, judge="draws")
 
 
 def estimate_iwae(
@@ -92,8 +92,8 @@ def estimate_iwae(
     moments, settings = _from_encoder(
         model, data, num_samples, chunk_size, seed, checkpoint, verbose
     )
-    name = f"IWAE-{num_samples}"
-    return summarise(name, moments.log_mean, moments.log_mean_variance, moments, settings)
+    name, values, errors = f"IWAE-{num_samples}", moments.log_mean, moments.log_mean_errors
+    return summarise(name, values, errors, moments, settings, model.weights)
 
 
 def estimate_bound(
@@ -106,19 +106,16 @@ def estimate_bound(
     check_positive_integer("chunk_size", chunk_size)
     base_seed = random.as_seed(seed)
 
-    def bound_of(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return model.bound(x, seed)[tf.newaxis]
-
-    bound = fusing_graph(bound_of, [images_spec(model, data), SEED_SPEC])
+    bound = graph_of(_bound, model, signature=[images_spec(model, data), SEED_SPEC])
 
     def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
         return np.asarray(bound(x, random.at_row(base_seed, first)), np.float64), np.zeros([0])
 
     values, _ = score_in_chunks(score, model, data, model.num_samples, chunk_size)
     settings = {"num_samples": model.num_samples, "seed": seed}
-    moments = Moments.of(values)
-    variances = np.full_like(values[0], np.nan)
-    return summarise(f"{type(model).__name__} bound", values[0], variances, moments, settings)
+    name, unknown = f"{type(model).__name__} bound", np.full_like(values[0], np.nan)
+    errors, moments = Errors(unknown, unknown), Moments.of(values)
+    return summarise(name, values[0], errors, moments, settings, model.weights, judge="nothing")
 
 
 def _from_encoder(
@@ -135,29 +132,41 @@ def _from_encoder(
     check_positive_integer("chunk_size", chunk_size)
     settings = {"num_samples": num_samples, "seed": seed}
     block = min(_BLOCK, num_samples)
-    draw = _block_of_weights(model, images_spec(model, data), block)
+    size, signature = tf.constant(block, tf.int32), [images_spec(model, data), SEED_SPEC]
+    draw = graph_of(_weigh_encoder, model, signature=[*signature, tf.TensorSpec([], tf.int32)])
     base_seed = random.as_seed(seed)
 
     def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
         moments: Moments | None = None
         for number in range(-(-num_samples // block)):
-            log_weights = draw(x, random.at_row(random.fold_in(base_seed, number), first))
+            block_seed = random.fold_in(base_seed, number)
+            log_weights = draw(x, random.at_row(block_seed, first), size)
             part = Moments.of(log_weights[: num_samples - number * block])
             moments = part if moments is None else moments.merged(part)
-        return np.stack(moments[1:] if moments else []), np.zeros([0])
+        return np.vstack(moments[1:] if moments else []), np.zeros([0])
 
-    progress = start_progress(checkpoint, model, data, {"draws": "encoder", **settings}, verbose)
+    fingerprint = {"draws": "encoder", "groups": block, **settings}
+    progress = start_progress(checkpoint, model, data, fingerprint, verbose)
     columns, _ = score_in_chunks(score, model, data, block, chunk_size, progress)
-    return Moments(num_samples, *columns), settings
+    return Moments(num_samples, columns[:block], *columns[block:]), settings
 
 
-def _block_of_weights(
-    model: MonteCarloVAE, images: tf.TensorSpec, size: int
-) -> Callable[..., tf.Tensor]:
-    def draw(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return model.weigh_encoder(Batch(x), seed, size)
+def _bound(model: MonteCarloVAE, x: tf.Tensor, seed: random.Seed) -> tf.Tensor:
+    """Returns the model's own bound, `[1, B]`."""
+    return model.bound(x, seed)[tf.newaxis]
 
-    return fusing_graph(draw, [images, SEED_SPEC])
+
+def _weigh_encoder(
+    model: MonteCarloVAE, x: tf.Tensor, seed: random.Seed, size: tf.Tensor
+) -> tf.Tensor:
+    """Returns log weights of `size` draws of each example, `[size, B]`."""
+    return model.weigh_encoder(Batch(x), seed, size)
+
+
+def _encode(model: MonteCarloVAE, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns locations and KL divergences, each `[B, D]`."""
+    normal = model.posterior(Batch(x)).distribution
+    return normal.loc, model.prior.kl_divergence(normal.loc, normal.scale)
 
 
 @dataclass(frozen=True)
@@ -169,22 +178,22 @@ class LatentStatistics:
         variance: Variance over the data of each dimension's location, `[D]`.
         active_units: Number of dimensions whose variance is above 0.01.
         num_examples: N.
+        warnings: Reasons to doubt the numbers.
     """
 
     kl: Array
     variance: Array
     active_units: int
     num_examples: int
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the statistics as JSON types."""
         return to_plain(self)
 
     def __str__(self) -> str:
-        return (
-            f"{self.active_units} of {len(self.kl)} latent dimensions active, "
-            f"KL {np.sum(self.kl):.2f} nats"
-        )
+        text = f"{self.active_units} of {len(self.kl)} latent dimensions active, "
+        return with_warnings(f"{text}KL {np.sum(self.kl):.2f} nats", self.warnings)
 
 
 def latent_statistics(model: MonteCarloVAE, data: Any, chunk_size: int = 1000) -> LatentStatistics:
@@ -205,17 +214,13 @@ def latent_statistics(model: MonteCarloVAE, data: Any, chunk_size: int = 1000) -
         Burda et al., Importance Weighted Autoencoders, arXiv 1509.00519.
     """
     check_positive_integer("chunk_size", chunk_size)
-
-    @tf.function(reduce_retracing=True, autograph=False)
-    def encode(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        normal = model.posterior(Batch(x)).distribution
-        return normal.loc, model.prior.kl_divergence(normal.loc, normal.scale)
-
+    encode = graph_of(_encode, model, signature=[images_spec(model, data)])
     parts = [[np.asarray(part) for part in encode(x)] for x in batches(model, data, chunk_size)]
     locs, divergences = (
         np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True)
     )
-    variance = np.var(locs, axis=0, ddof=1) if len(locs) > 1 else np.zeros(locs.shape[1])
-    return LatentStatistics(
-        np.mean(divergences, axis=0), variance, int(np.sum(variance > 0.01)), len(locs)
-    )
+    with quiet():
+        variance = np.var(locs, axis=0, ddof=1) if len(locs) > 1 else np.zeros(locs.shape[1])
+        active, kl = int(np.sum(variance > 0.01)), np.mean(divergences, axis=0)
+        warnings = not_finite(np.sum(divergences, axis=1), model.weights)
+    return LatentStatistics(kl, variance, active, len(locs), warnings)
