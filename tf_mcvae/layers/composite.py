@@ -22,7 +22,8 @@ class Composite:
         """Returns the configuration, with the paths of frozen layers if there are any."""
         config = super().get_config()  # type: ignore[misc]
         frozen = frozen_layers(self)
-        return {**config, "frozen": frozen} if frozen or not self.trainable else config
+        is_trained = self.trainable  # type: ignore[attr-defined]
+        return {**config, "frozen": frozen} if frozen or not is_trained else config
 
     @classmethod
     def from_config(
@@ -34,15 +35,14 @@ class Composite:
             config: Arguments of the constructor; layers among them may be serialised.
             custom_objects: Classes and functions that are not registered with Keras, by name.
         """
-        with keras.saving.custom_object_scope(custom_objects or {}):
-            arguments = {
-                name: keras.saving.deserialize_keras_object(value)
-                if isinstance(value, dict) and "class_name" in value
-                else value
-                for name, value in config.items()
-            }
-            frozen = arguments.pop("frozen", None)
-            layer = cls(**arguments)
+        arguments = {
+            name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
+            if isinstance(value, dict) and "class_name" in value
+            else value
+            for name, value in config.items()
+        }
+        frozen = arguments.pop("frozen", None)
+        layer = cls(**arguments)
         if frozen is not None:
             freeze_layers(layer, frozen)
         return layer

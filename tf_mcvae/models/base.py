@@ -41,7 +41,8 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
         decoder: Any Keras model that maps `z [B, D]` to the likelihood's parameters `[B, ...]`.
         likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
         num_samples: S, the number of importance samples.
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all draws of the model come. The initial weights of its networks do
+            not: `keras.utils.set_random_seed` determines them.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras. Networks have their own.
@@ -394,6 +395,14 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
         )
 
     # Saving.
+
+    def export(self, filepath: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Refers to the functions of this package, whose files have a signature for each method."""
+        raise NotImplementedError(
+            "Export the model by `tf_mcvae.export_saved_model(model, path)`, which writes a "
+            "signature for each of its methods; `export_onnx` and `export_tflite` write other "
+            f"formats. Received: filepath={filepath!r}"
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, networks and likelihood serialised."""
