@@ -81,6 +81,7 @@ def pass_on_frozen(layer: Any) -> None:
     for part in (layer, *(part for _, part in _within(layer))):
         inner = _parts(part)
         if inner and not part.trainable and all(one.trainable for one in inner):
+            part.trainable = True  # TensorFlow drops the assignment of a value that is there.
             part.trainable = False
 
 
@@ -103,6 +104,13 @@ def is_restored(layer: Any) -> bool:
 def finish_build(layer: Any) -> None:
     """Does what concerns all parts of a layer, once they are built; it may be called again."""
     pass_on_frozen(layer)
+    # Keras makes weights that are trained, also for a layer that was frozen before it was built.
+    for part in (layer, *(part for _, part in _within(layer))):
+        if not part.trainable:
+            inner = {id(weight) for one in _parts(part) for weight in one.weights}
+            for weight in part.weights:
+                if id(weight) not in inner:
+                    weight.trainable = False
     track_weights(layer)
 
 
