@@ -1,7 +1,6 @@
 """Estimates without annealing: ELBO, IWAE-k, the model's own bound; and its use of latents."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from tf_mcvae.evaluation.chunks import (
     score_in_chunks,
     start_progress,
 )
+from tf_mcvae.evaluation.graphs import graph_of
 from tf_mcvae.evaluation.results import (
     Array,
     LogLikelihoodEstimate,
@@ -26,7 +26,6 @@ from tf_mcvae.evaluation.results import (
 )
 from tf_mcvae.models import MonteCarloVAE
 from tf_mcvae.models.batch import Batch
-from tf_mcvae.performance.fusion import fusing_graph
 
 # Number of draws of an example in a block. The random numbers depend on it, so it is not a setting.
 _BLOCK = 50
@@ -106,10 +105,7 @@ def estimate_bound(
     check_positive_integer("chunk_size", chunk_size)
     base_seed = random.as_seed(seed)
 
-    def bound_of(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return model.bound(x, seed)[tf.newaxis]
-
-    bound = fusing_graph(bound_of, [images_spec(model, data), SEED_SPEC])
+    bound = graph_of(_bound, model, signature=[images_spec(model, data), SEED_SPEC])
 
     def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
         return np.asarray(bound(x, random.at_row(base_seed, first)), np.float64), np.zeros([0])
@@ -135,13 +131,15 @@ def _from_encoder(
     check_positive_integer("chunk_size", chunk_size)
     settings = {"num_samples": num_samples, "seed": seed}
     block = min(_BLOCK, num_samples)
-    draw = _block_of_weights(model, images_spec(model, data), block)
+    images, size = images_spec(model, data), tf.TensorSpec([], tf.int32)
+    draw = graph_of(_weigh_encoder, model, signature=[images, SEED_SPEC, size])
     base_seed = random.as_seed(seed)
 
     def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
         moments: Moments | None = None
         for number in range(-(-num_samples // block)):
-            log_weights = draw(x, random.at_row(random.fold_in(base_seed, number), first))
+            block_seed = random.fold_in(base_seed, number)
+            log_weights = draw(x, random.at_row(block_seed, first), tf.constant(block))
             part = Moments.of(log_weights[: num_samples - number * block])
             moments = part if moments is None else moments.merged(part)
         return np.stack(moments[1:] if moments else []), np.zeros([0])
@@ -151,13 +149,22 @@ def _from_encoder(
     return Moments(num_samples, *columns), settings
 
 
-def _block_of_weights(
-    model: MonteCarloVAE, images: tf.TensorSpec, size: int
-) -> Callable[..., tf.Tensor]:
-    def draw(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return model.weigh_encoder(Batch(x), seed, size)
+def _bound(model: MonteCarloVAE, x: tf.Tensor, seed: random.Seed) -> tf.Tensor:
+    """Returns the model's own bound, `[1, B]`."""
+    return model.bound(x, seed)[tf.newaxis]
 
-    return fusing_graph(draw, [images, SEED_SPEC])
+
+def _weigh_encoder(
+    model: MonteCarloVAE, x: tf.Tensor, seed: random.Seed, size: tf.Tensor
+) -> tf.Tensor:
+    """Returns log weights of `size` draws of each example, `[size, B]`."""
+    return model.weigh_encoder(Batch(x), seed, size)
+
+
+def _encode(model: MonteCarloVAE, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns locations and KL divergences, each `[B, D]`."""
+    normal = model.posterior(Batch(x)).distribution
+    return normal.loc, model.prior.kl_divergence(normal.loc, normal.scale)
 
 
 @dataclass(frozen=True)
@@ -205,12 +212,7 @@ def latent_statistics(model: MonteCarloVAE, data: Any, chunk_size: int = 1000) -
         Burda et al., Importance Weighted Autoencoders, arXiv 1509.00519.
     """
     check_positive_integer("chunk_size", chunk_size)
-
-    @tf.function(reduce_retracing=True, autograph=False)
-    def encode(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        normal = model.posterior(Batch(x)).distribution
-        return normal.loc, model.prior.kl_divergence(normal.loc, normal.scale)
-
+    encode = graph_of(_encode, model, signature=[images_spec(model, data)])
     parts = [[np.asarray(part) for part in encode(x)] for x in batches(model, data, chunk_size)]
     locs, divergences = (
         np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True)
