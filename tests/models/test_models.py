@@ -683,6 +683,7 @@ def test_gradients_that_are_no_numbers_are_skipped():
     assert_same(model.trainable_weights[1:], weights[1:])
 
 
+@pytest.mark.filterwarnings("ignore:Training diverges:RuntimeWarning")
 @pytest.mark.parametrize("options", [{}, {"skip_gradient_norm": 1e9}, {"global_clipnorm": 1.0}])
 @pytest.mark.parametrize("rule", ADAPTED_RULES)
 def test_nothing_is_adapted_to_gradients_that_are_no_numbers(rule, options):

@@ -39,12 +39,14 @@ class Moments(NamedTuple):
         """Returns the moments of log weights `[S, N]`."""
         values = np.asarray(log_weights, np.float64)
         mean = np.mean(values, axis=0)
+        with np.errstate(invalid="ignore"):  # Weights of 0 have no spread of their logarithms.
+            scatter = np.sum(np.square(values - mean), axis=0)
         return cls(
             len(values),
             np.logaddexp.reduce(values, axis=0),
             np.logaddexp.reduce(2.0 * values, axis=0),
             mean,
-            np.sum(np.square(values - mean), axis=0),
+            scatter,
         )
 
     def merged(self, other: "Moments") -> "Moments":

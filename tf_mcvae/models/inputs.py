@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_mcvae import distribute
 from tf_mcvae.models.input_check import InputCheck, of_torch
 
 
@@ -29,7 +30,7 @@ def check_inputs(x: Any, check: InputCheck) -> Any:
     """
     if isinstance(x, tf.data.Dataset):
         return check.dataset(x)
-    if isinstance(x, tf.distribute.DistributedDataset):
+    if distribute.is_distributed_data(x):
         return x
     if isinstance(x, keras.utils.PyDataset):
         return CheckedPyDataset(x, check)
