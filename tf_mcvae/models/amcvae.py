@@ -1,7 +1,7 @@
 """A-MCVAE: Metropolis-adjusted Langevin transitions."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
@@ -15,6 +15,7 @@ from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.annealed import AnnealedVAE, ScheduleName, Transition
 from tf_mcvae.models.base import LikelihoodLike
 from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.changes import Check, check_boolean
 from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.objectives.bounds import elbo, score_function_loss
 
@@ -55,6 +56,11 @@ class AMCVAE(AnnealedVAE):
     """
 
     suits_xla = True
+    changeable: ClassVar[Mapping[str, Check]] = {
+        **AnnealedVAE.changeable,
+        "acceptance": lambda name, value: check_acceptance(value),
+        "alpha_annealing": check_boolean,
+    }
 
     def __init__(
         self,
@@ -75,7 +81,6 @@ class AMCVAE(AnnealedVAE):
         trainable: bool = True,
         dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
-        check_acceptance(acceptance)
         super().__init__(
             encoder,
             decoder,

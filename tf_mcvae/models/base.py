@@ -1,6 +1,7 @@
 """The base of all models: densities from networks, the methods for users, saving."""
 
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import keras
 import tensorflow as tf
@@ -14,6 +15,7 @@ from tf_mcvae.layers.likelihoods import Likelihood
 from tf_mcvae.layers.priors import StandardNormal
 from tf_mcvae.models import advice
 from tf_mcvae.models.batch import Array, Batch
+from tf_mcvae.models.changes import Check, CheckedChanges
 from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.models.generative import GenerativeModel, LogProbFn
 from tf_mcvae.models.input_check import InputCheck
@@ -25,7 +27,7 @@ from tf_mcvae.objectives.bounds import iwae
 LikelihoodLike = Literal["bernoulli", "gaussian"] | str | dict[str, Any] | Likelihood
 
 
-class MonteCarloVAE(ExplicitArguments, TrainedModel):
+class MonteCarloVAE(ExplicitArguments, CheckedChanges, TrainedModel):
     """Base of the models: an encoder, a generative model, and a bound on `log p(x)`.
 
     The generative model is `p(x, z) = N(z; 0, I) p(x|z)`, the encoder's posterior
@@ -53,6 +55,10 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
     has_transitions = False
     _warned_of_grey = False
     _warned_of_decoder = False
+    changeable: ClassVar[Mapping[str, Check]] = {
+        "num_samples": check_positive_integer,
+        "seed": lambda name, value: random.as_seed(value),
+    }
 
     def __init__(
         self,
@@ -67,13 +73,11 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
         super().__init__(name=name, trainable=trainable, dtype=dtype)
-        check_positive_integer("num_samples", num_samples)
         for argument, network in (("encoder", encoder), ("decoder", decoder)):
             if not isinstance(network, keras.Layer):
                 raise TypeError(
                     f"`{argument}` must be a Keras model. Received: {argument}={network!r}"
                 )
-        random.as_seed(seed)
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood = likelihoods.get(likelihood, self.density_dtype)
@@ -272,7 +276,11 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         return self.decode(self.prior.sample([1, num_samples, self.latent_dim], seed)[0])
 
     def posterior_sample(
-        self, x: Array, num_samples: int = 1, seed: random.SeedLike | None = None
+        self,
+        x: Array,
+        num_samples: int = 1,
+        seed: random.SeedLike | None = None,
+        num_transitions: int | tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Draws latents from the model's approximation of `p(z|x)`.
 
@@ -280,6 +288,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
             x: `[B, ...]`.
             num_samples: Draws for each example.
             seed: As for `log_weights`.
+            num_transitions: As for `log_weights`.
 
         Returns:
             `[num_samples, B, D]`; in the Monte Carlo models the states after all transitions.
@@ -287,14 +296,32 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         check_positive_integer("num_samples", num_samples)
         batch = self._batch(x)
         seed = self._seed_or_next(seed, batch.x.shape[0])
-        return self.to_latents(self.draw_states(batch, seed, num_samples))
+        options = self.transition_options(num_transitions)
+        return self.to_latents(self.draw_states(batch, seed, num_samples, **options))
 
     def draw_states(self, batch: Batch, seed: random.Seed, num_samples: int) -> tf.Tensor:
         """Draws the states, `[S, B, D]`, whose latents `posterior_sample` returns."""
         return self.draw_posterior(self.posterior(batch), num_samples, seed)
 
+    def transition_options(self, num_transitions: int | tf.Tensor | None) -> dict[str, Any]:
+        """Returns the options of `weigh` and `draw_states` for another number of transitions.
+
+        Raises:
+            ValueError: If the model has no transitions, or cannot make another number of them.
+        """
+        if num_transitions is not None:
+            raise ValueError(
+                f"{type(self).__name__} has no transitions: leave out `num_transitions`, or choose "
+                f"a model with transitions. Received: num_transitions={num_transitions}"
+            )
+        return {}
+
     def log_weights(
-        self, x: Array, seed: random.SeedLike | None = None, num_samples: int | None = None
+        self,
+        x: Array,
+        seed: random.SeedLike | None = None,
+        num_samples: int | None = None,
+        num_transitions: int | tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Returns log weights with `E[exp(log_weights)] = p(x)`.
 
@@ -303,18 +330,30 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
             seed: Integer, or a seed of `tf_mcvae.random` (`random.per_row` gives each row its own).
                 None takes the model's next seed.
             num_samples: S; by default the model's.
+            num_transitions: K; by default the model's, for which it was trained. Another one, for
+                which a scalar integer tensor may stand, needs a linear or sigmoidal schedule and no
+                learned drift or reverse kernel; step sizes are interpolated over `k / (K + 1)`.
 
         Returns:
             `[S, B]`, in nats.
+
+        Raises:
+            ValueError: If the model cannot make that number of transitions.
         """
         batch = self._batch(x)
         if num_samples is None:
             num_samples = self.num_samples
         check_positive_integer("num_samples", num_samples)
-        return self.weigh(batch, self._seed_or_next(seed, batch.x.shape[0]), num_samples)
+        options = self.transition_options(num_transitions)
+        seed = self._seed_or_next(seed, batch.x.shape[0])
+        return self.weigh(batch, seed, num_samples, **options)
 
     def bound(
-        self, x: Array, seed: random.SeedLike | None = None, num_samples: int | None = None
+        self,
+        x: Array,
+        seed: random.SeedLike | None = None,
+        num_samples: int | None = None,
+        num_transitions: int | tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Returns the model's lower bound on `log p(x)`, `[B]`, in nats.
 
@@ -322,8 +361,9 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
             x: `[B, ...]`.
             seed: As for `log_weights`.
             num_samples: S; by default the model's.
+            num_transitions: As for `log_weights`.
         """
-        return self.bound_of(self.log_weights(x, seed, num_samples))
+        return self.bound_of(self.log_weights(x, seed, num_samples, num_transitions))
 
     def bound_of(self, log_weights: tf.Tensor) -> tf.Tensor:
         """Returns the model's bound, `[B]`, from log weights `[S, B]`."""

@@ -1,6 +1,7 @@
 """The importance-weighted auto-encoder."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
 import keras
 import tensorflow as tf
@@ -8,12 +9,19 @@ import tensorflow as tf
 from tf_mcvae import random
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
 from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.changes import Check
 from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.models.penalties import ChainPath
 from tf_mcvae.models.posterior import diagonal_normal
 from tf_mcvae.objectives.bounds import dreg_loss, iwae
 
 Gradient = Literal["plain", "stl", "dreg"]
+
+
+def check_gradient(name: str, value: Any) -> None:
+    """Raises if there is no gradient estimator of that name."""
+    if value not in get_args(Gradient):
+        raise ValueError(f"`{name}` must be 'plain', 'stl' or 'dreg'. Received: {name}={value!r}")
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
@@ -38,6 +46,11 @@ class IWAE(MonteCarloVAE):
         Reparameterized Gradient Estimators, arXiv 1810.04152.
     """
 
+    changeable: ClassVar[Mapping[str, Check]] = {
+        **MonteCarloVAE.changeable,
+        "gradient": check_gradient,
+    }
+
     def __init__(
         self,
         encoder: keras.Layer,
@@ -51,10 +64,6 @@ class IWAE(MonteCarloVAE):
         trainable: bool = True,
         dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
-        if gradient not in ("plain", "stl", "dreg"):
-            raise ValueError(
-                f"`gradient` must be 'plain', 'stl' or 'dreg'. Received: gradient={gradient!r}"
-            )
         super().__init__(
             encoder,
             decoder,
