@@ -28,6 +28,7 @@ from tf_mcvae.evaluation import (
     compare,
     latent_statistics,
 )
+from tf_mcvae.evaluation.chains import Chains
 from tf_mcvae.evaluation.results import Moments
 from tf_mcvae.layers.schedules import linear_temperatures
 
@@ -515,11 +516,8 @@ def test_the_graph_does_not_grow_with_the_temperatures():
     sizes = []
     for number in (10, 1000):
         settings = AISSettings(2, number, 3, target_acceptance=0.6)
-        anneal = annealed._Annealing(VAE, tf.TensorSpec([None, 5]), settings)
-        seed = random.at_row(random.as_seed(0), 0)
-        steps = tf.fill([number - 1], 0.1)
-        graph = anneal.forward.get_concrete_function(tf.constant(X), steps, seed).graph
-        sizes.append(len(graph.as_graph_def().node))
+        chains = Chains(VAE, tf.TensorSpec([None, 5]), settings)
+        sizes.append(len(chains.graph(Chains.forward).graph.as_graph_def().node))
     assert sizes[0] == sizes[1]
 
 

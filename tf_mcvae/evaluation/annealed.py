@@ -1,7 +1,6 @@
 """Annealed importance sampling with Hamiltonian Monte Carlo, forwards and backwards."""
 
 import os
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, Unpack
 
@@ -10,8 +9,8 @@ import tensorflow as tf
 
 from tf_mcvae import distribute, random
 from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.evaluation.chains import GAIN, Chains
 from tf_mcvae.evaluation.chunks import (
-    SEED_SPEC,
     Progress,
     batches,
     even_size,
@@ -29,19 +28,11 @@ from tf_mcvae.evaluation.results import (
     standard_error,
     summarise,
 )
-from tf_mcvae.kernels import HamiltonianMonteCarlo, TransitionResults
-from tf_mcvae.kernels.path import AnnealedPath
-from tf_mcvae.layers.schedules import linear_temperatures, sigmoid_temperatures
 from tf_mcvae.models import MonteCarloVAE
-from tf_mcvae.models.batch import Batch
-from tf_mcvae.objectives.annealed import AnnealedSamples, annealed_importance_sampling
-from tf_mcvae.performance.fusion import fusing_graph
 from tf_mcvae_commands.ais import AISOverrides, AISSettings
 
 # Number of examples of the pilot run.
 _PILOT_EXAMPLES = 10
-# Gain of the adaptation: the log of a step size changes by this times the acceptance's error.
-_GAIN = 0.4
 # Updates of the step size that a pilot run needs, and the largest number of runs that are added.
 _PILOT_UPDATES, _MOST_CORRECTIONS = 300, 30
 
@@ -92,17 +83,18 @@ def estimate_log_likelihood(
     """
     settings = _resolved(settings, overrides)
     check_positive_integer("chunk_size", chunk_size)
-    anneal = _Annealing(model, images_spec(model, data), settings)
+    chains = Chains(model, images_spec(model, data), settings)
     pilot_seed, score_seed = random.split(random.as_seed(seed))
     used = {**asdict(settings), "seed": seed}
     progress = start_progress(checkpoint, model, data, used, verbose)
     if "step_sizes" not in progress.constants:
         pilot = next(iter(batches(model, data, _PILOT_EXAMPLES)))
-        progress.constants["step_sizes"] = anneal.step_sizes(pilot, pilot_seed).numpy()
+        progress.constants["step_sizes"] = _tuned(chains, pilot, pilot_seed).numpy()
     step_sizes = tf.constant(progress.constants["step_sizes"])
+    forward = chains.graph(Chains.forward)
 
     def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
-        return _results(*anneal.forward(x, step_sizes, random.at_row(score_seed, first)))
+        return _results(*forward(x, step_sizes, random.at_row(score_seed, first)))
 
     results = score_in_chunks(score, model, data, settings.num_chains, chunk_size, progress)
     return _summary(*results, used)
@@ -149,17 +141,18 @@ def bidirectional_gap(
     check_positive_integer("chunk_size", chunk_size)
     check_positive_integer("num_examples", num_examples)
     model.require_built()
-    anneal = _Annealing(model, images_spec(model, None), settings)
+    chains = Chains(model, images_spec(model, None), settings)
     data_seed, pilot_seed, lower_seed, upper_seed = random.split(random.as_seed(seed), 4)
     pilot, _ = simulate(model, min(_PILOT_EXAMPLES, num_examples), random.at_row(data_seed, 0))
-    step_sizes = anneal.step_sizes(pilot, pilot_seed)
+    step_sizes = _tuned(chains, pilot, pilot_seed)
+    forward, backward = chains.graph(Chains.forward), chains.graph(Chains.backward)
     size = even_size(num_examples, max(1, chunk_size // settings.num_chains))
 
     def score_below(x: tf.Tensor, first: int) -> tuple[Array, Array]:
-        return _results(*anneal.forward(x, step_sizes, random.at_row(lower_seed, first)))
+        return _results(*forward(x, step_sizes, random.at_row(lower_seed, first)))
 
     def score_above(pairs: tuple[tf.Tensor, tf.Tensor], first: int) -> tuple[Array, Array]:
-        return _results(*anneal.backward(*pairs, step_sizes, random.at_row(upper_seed, first)))
+        return _results(*backward(*pairs, step_sizes, random.at_row(upper_seed, first)))
 
     rows: list[int] = []
     runs = Progress(), Progress()
@@ -198,116 +191,22 @@ def simulate(model: MonteCarloVAE, count: int, seed: random.Seed) -> tuple[tf.Te
     )
 
 
-class _Annealing:
-    """The compiled runs of annealed importance sampling: to tune step sizes, and to score."""
+def _tuned(chains: Chains, x: tf.Tensor, seed: random.Seed) -> tf.Tensor:
+    """Returns a step size for each transition, `[T - 1]`: the given one, or tuned.
 
-    def __init__(self, model: MonteCarloVAE, images: tf.TensorSpec, settings: AISSettings) -> None:
-        self.model = model
-        self.settings = settings
-        is_linear = settings.schedule == "linear"
-        schedule = linear_temperatures if is_linear else sigmoid_temperatures
-        dtype = self.dtype = model.density_dtype
-        self.temperatures = tf.constant(schedule(settings.num_temperatures, dtype=dtype))
-        self.num_transitions = settings.num_temperatures - 1
-        number, steps = tf.TensorSpec([], dtype), tf.TensorSpec([self.num_transitions], dtype)
-        latents = tf.TensorSpec([None, model.latent_dim], dtype)
-        self.follow = fusing_graph(self._follow, [images, SEED_SPEC, number])
-        self.forward = fusing_graph(self._forward, [images, steps, SEED_SPEC])
-        self.backward = fusing_graph(self._backward, [images, latents, steps, SEED_SPEC])
-
-    def step_sizes(self, pilot: tf.Tensor, seed: random.Seed) -> tf.Tensor:
-        """Returns a step size for each transition, `[T - 1]`: the given one, or tuned.
-
-        The first run adapts the step size from transition to transition. Few transitions do not
-        suffice for that; further runs then correct each step size by its own acceptance.
-        """
-        if self.settings.step_size is not None:
-            return tf.fill([self.num_transitions], tf.constant(self.settings.step_size, self.dtype))
-        seed, target = random.at_row(seed, 0), self.settings.target_acceptance
-        step_sizes = self.follow(pilot, seed, tf.constant(target, self.dtype))
-        for number in range(min(_MOST_CORRECTIONS, _PILOT_UPDATES // self.num_transitions)):
-            _, acceptance = self.forward(pilot, step_sizes, random.fold_in(seed, number))
-            step_sizes *= tf.exp(_GAIN * (acceptance - target))
-        return step_sizes
-
-    def _follow(self, x: tf.Tensor, seed: random.Seed, target: tf.Tensor) -> tf.Tensor:
-        """Returns step sizes, each adapted to the acceptance of the transition before it."""
-
-        def step_size(index: tf.Tensor, results: TransitionResults | None) -> tf.Tensor:
-            if results is None:
-                return tf.constant(0.1, self.dtype)
-            return results.step_size * tf.exp(_GAIN * (_acceptance(None, results) - target))
-
-        start_seed, chain_seed = random.split(seed)
-        path, state = self._begin(x, start_seed)
-        run = self._run(
-            path, state, self.temperatures, step_size, chain_seed, lambda _, r: r.step_size
-        )
-        return run.trace
-
-    def _forward(
-        self, x: tf.Tensor, step_sizes: tf.Tensor, seed: random.Seed
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns log weights `[S, B]` and each transition's acceptance `[T - 1]`."""
-        start_seed, chain_seed = random.split(seed)
-        path, state = self._begin(x, start_seed)
-        run = self._run(
-            path, state, self.temperatures, lambda k, _: step_sizes[k], chain_seed, _acceptance
-        )
-        return run.log_weights, run.trace
-
-    def _backward(
-        self, x: tf.Tensor, z: tf.Tensor, step_sizes: tf.Tensor, seed: random.Seed
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The same for chains from exact draws `z [B, D]` of the posterior: `E[w] = 1 / p(x)`.
-
-        It is the same sampler on the path with its ends exchanged.
-        """
-        path, _ = self._begin(x, seed)
-        state = self.model.to_states(z) if self.settings.start == "encoder" else z
-        shape = [self.settings.num_chains, *random.shape_of(state)]
-        run = self._run(
-            path.reversed(),
-            tf.broadcast_to(state, shape),
-            1.0 - tf.reverse(self.temperatures, [0]),
-            lambda k, _: step_sizes[self.num_transitions - 1 - k],
-            seed,
-            _acceptance,
-        )
-        return run.log_weights, run.trace
-
-    def _begin(self, x: tf.Tensor, seed: random.Seed) -> tuple[AnnealedPath, tf.Tensor]:
-        model, batch, num_chains = self.model, Batch(x), self.settings.num_chains
-        if self.settings.start == "encoder":
-            posterior = model.posterior(batch)
-            state = model.draw_posterior(posterior, num_chains, seed)
-            return model.path(batch, posterior), state
-        # In the space of z, without the flow.
-        path = AnnealedPath(model.prior.bind(), model.generative.bind(batch))
-        draws = model.prior.sample([num_chains, tf.shape(x)[0], model.latent_dim], seed)
-        return path, tf.cast(draws, self.dtype)
-
-    def _run(
-        self,
-        path: AnnealedPath,
-        state: tf.Tensor,
-        temperatures: tf.Tensor,
-        step_size: Callable[[tf.Tensor, TransitionResults | None], tf.Tensor],
-        seed: random.Seed,
-        trace_fn: Callable[[Any, TransitionResults], tf.Tensor],
-    ) -> AnnealedSamples:
-        def kernel_fn(index: tf.Tensor, results: TransitionResults | None) -> HamiltonianMonteCarlo:
-            step, leapfrogs = step_size(index, results), self.settings.num_leapfrog_steps
-            return HamiltonianMonteCarlo(path, step, leapfrogs, temperatures[index + 1])
-
-        return annealed_importance_sampling(
-            path, state, kernel_fn, self.num_transitions, seed, trace_fn=trace_fn
-        )
-
-
-def _acceptance(state: Any, results: TransitionResults) -> tf.Tensor:
-    del state
-    return tf.reduce_mean(tf.cast(results.is_accepted, results.log_ratio.dtype))
+    The first run adapts the step size from transition to transition. Few transitions do not
+    suffice for that; further runs then correct each step size by its own acceptance.
+    """
+    settings, count, dtype = chains.settings, chains.num_transitions, chains.dtype
+    if settings.step_size is not None:
+        return tf.fill([count], tf.constant(settings.step_size, dtype))
+    seed, target = random.at_row(seed, 0), settings.target_acceptance
+    follow, forward = chains.graph(Chains.follow), chains.graph(Chains.forward)
+    step_sizes = follow(x, seed, tf.constant(target, dtype))
+    for number in range(min(_MOST_CORRECTIONS, _PILOT_UPDATES // count)):
+        _, acceptance = forward(x, step_sizes, random.fold_in(seed, number))
+        step_sizes *= tf.exp(GAIN * (acceptance - target))
+    return step_sizes
 
 
 def _results(log_weights: tf.Tensor, acceptance: tf.Tensor) -> tuple[Array, Array]:

@@ -104,7 +104,6 @@ def estimate_bound(
     """
     check_positive_integer("chunk_size", chunk_size)
     base_seed = random.as_seed(seed)
-
     bound = graph_of(_bound, model, signature=[images_spec(model, data), SEED_SPEC])
 
     def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
@@ -131,15 +130,14 @@ def _from_encoder(
     check_positive_integer("chunk_size", chunk_size)
     settings = {"num_samples": num_samples, "seed": seed}
     block = min(_BLOCK, num_samples)
-    images, size = images_spec(model, data), tf.TensorSpec([], tf.int32)
-    draw = graph_of(_weigh_encoder, model, signature=[images, SEED_SPEC, size])
+    signature = [images_spec(model, data), SEED_SPEC]
+    draw = graph_of(_weigh_encoder, model, block, signature=signature)
     base_seed = random.as_seed(seed)
 
     def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
         moments: Moments | None = None
         for number in range(-(-num_samples // block)):
-            block_seed = random.fold_in(base_seed, number)
-            log_weights = draw(x, random.at_row(block_seed, first), tf.constant(block))
+            log_weights = draw(x, random.at_row(random.fold_in(base_seed, number), first))
             part = Moments.of(log_weights[: num_samples - number * block])
             moments = part if moments is None else moments.merged(part)
         return np.stack(moments[1:] if moments else []), np.zeros([0])
@@ -154,9 +152,7 @@ def _bound(model: MonteCarloVAE, x: tf.Tensor, seed: random.Seed) -> tf.Tensor:
     return model.bound(x, seed)[tf.newaxis]
 
 
-def _weigh_encoder(
-    model: MonteCarloVAE, x: tf.Tensor, seed: random.Seed, size: tf.Tensor
-) -> tf.Tensor:
+def _weigh_encoder(model: MonteCarloVAE, size: int, x: tf.Tensor, seed: random.Seed) -> tf.Tensor:
     """Returns log weights of `size` draws of each example, `[size, B]`."""
     return model.weigh_encoder(Batch(x), seed, size)
 
