@@ -1,7 +1,9 @@
 """Annealed importance sampling with Hamiltonian Monte Carlo, forwards and backwards."""
 
+import functools
 import os
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Unpack
 
 import numpy as np
@@ -9,8 +11,9 @@ import tensorflow as tf
 
 from tf_mcvae import distribute, random
 from tf_mcvae.checks import check_positive_integer
-from tf_mcvae.evaluation.chains import GAIN, Chains
+from tf_mcvae.evaluation import chains
 from tf_mcvae.evaluation.chunks import (
+    SEED_SPEC,
     Progress,
     batches,
     even_size,
@@ -20,21 +23,24 @@ from tf_mcvae.evaluation.chunks import (
     score_in_parts,
     start_progress,
 )
-from tf_mcvae.evaluation.results import (
+from tf_mcvae.evaluation.doubts import LEAST_SIMULATED
+from tf_mcvae.evaluation.graphs import graph_of
+from tf_mcvae.evaluation.pilot import tuned
+from tf_mcvae.evaluation.results import BidirectionalGap, LogLikelihoodEstimate, summarise
+from tf_mcvae.evaluation.uncertainty import (
     Array,
-    BidirectionalGap,
-    LogLikelihoodEstimate,
     Moments,
+    shared_draw_errors,
     standard_error,
-    summarise,
 )
+from tf_mcvae.layers.schedules import linear_temperatures, sigmoid_temperatures
 from tf_mcvae.models import MonteCarloVAE
 from tf_mcvae_commands.ais import AISOverrides, AISSettings
 
 # Number of examples of the pilot run.
 _PILOT_EXAMPLES = 10
-# Updates of the step size that a pilot run needs, and the largest number of runs that are added.
-_PILOT_UPDATES, _MOST_CORRECTIONS = 300, 30
+# The signature of the number of chains.
+_COUNT = tf.TensorSpec([], tf.int32)
 
 
 def estimate_log_likelihood(
@@ -51,10 +57,10 @@ def estimate_log_likelihood(
     """Estimates `log p(x)` by annealed importance sampling with Hamiltonian Monte Carlo.
 
     Each chain starts from the encoder and is annealed to the posterior. A pilot run on the first 10
-    examples tunes one step size for each transition to the target acceptance, starting from 0.1 and
-    adapting it by a few per cent from transition to transition; with few temperatures further runs
-    correct it. The scored run uses other random numbers and keeps the step sizes fixed, so that
-    `E[w] = p(x)` holds.
+    examples tunes one step size for each transition to the target acceptance: it starts from the
+    curvature along the path and corrects by the acceptance, over 300 transitions or more. The
+    scored run uses other random numbers and keeps the step sizes fixed, so that `E[w] = p(x)`
+    holds.
 
     Args:
         model: A trained model of any kind.
@@ -83,21 +89,20 @@ def estimate_log_likelihood(
     """
     settings = _resolved(settings, overrides)
     check_positive_integer("chunk_size", chunk_size)
-    chains = Chains(model, images_spec(model, data), settings)
+    anneal = _Annealing(model, images_spec(model, data), settings)
     pilot_seed, score_seed = random.split(random.as_seed(seed))
     used = {**asdict(settings), "seed": seed}
     progress = start_progress(checkpoint, model, data, used, verbose)
     if "step_sizes" not in progress.constants:
         pilot = next(iter(batches(model, data, _PILOT_EXAMPLES)))
-        progress.constants["step_sizes"] = _tuned(chains, pilot, pilot_seed).numpy()
+        progress.constants["step_sizes"] = anneal.step_sizes(pilot, pilot_seed).numpy()
     step_sizes = tf.constant(progress.constants["step_sizes"])
-    forward = chains.graph(Chains.forward)
 
     def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
-        return _results(*forward(x, step_sizes, random.at_row(score_seed, first)))
+        return _results(*anneal.forward(x, step_sizes, random.at_row(score_seed, first)))
 
     results = score_in_chunks(score, model, data, settings.num_chains, chunk_size, progress)
-    return _summary(*results, used)
+    return _summary(model, *results, used)
 
 
 def bidirectional_gap(
@@ -141,18 +146,17 @@ def bidirectional_gap(
     check_positive_integer("chunk_size", chunk_size)
     check_positive_integer("num_examples", num_examples)
     model.require_built()
-    chains = Chains(model, images_spec(model, None), settings)
+    anneal = _Annealing(model, images_spec(model, None), settings)
     data_seed, pilot_seed, lower_seed, upper_seed = random.split(random.as_seed(seed), 4)
     pilot, _ = simulate(model, min(_PILOT_EXAMPLES, num_examples), random.at_row(data_seed, 0))
-    step_sizes = _tuned(chains, pilot, pilot_seed)
-    forward, backward = chains.graph(Chains.forward), chains.graph(Chains.backward)
+    step_sizes = anneal.step_sizes(pilot, pilot_seed)
     size = even_size(num_examples, max(1, chunk_size // settings.num_chains))
 
     def score_below(x: tf.Tensor, first: int) -> tuple[Array, Array]:
-        return _results(*forward(x, step_sizes, random.at_row(lower_seed, first)))
+        return _results(*anneal.forward(x, step_sizes, random.at_row(lower_seed, first)))
 
     def score_above(pairs: tuple[tf.Tensor, tf.Tensor], first: int) -> tuple[Array, Array]:
-        return _results(*backward(*pairs, step_sizes, random.at_row(upper_seed, first)))
+        return _results(*anneal.backward(*pairs, step_sizes, random.at_row(upper_seed, first)))
 
     rows: list[int] = []
     runs = Progress(), Progress()
@@ -163,12 +167,8 @@ def bidirectional_gap(
         runs[0].add(x, *score_in_parts(score_below, x, first))
         runs[1].add(x, *score_in_parts(score_above, (x, z), first))
         rows.extend(range(first, first + count))
-    used = {**asdict(settings), "seed": seed}
-    joined = (of_all_workers(rows, run.columns, run.sums) for run in runs)
-    below, above = (_summary(*results, used) for results in joined)
-    above = _negated(above)
-    gaps = above.per_example - below.per_example
-    return BidirectionalGap(below, above, float(np.mean(gaps)), standard_error(gaps))
+    joined = [of_all_workers(rows, run.columns, run.sums) for run in runs]
+    return _gap(model, *joined[0], *joined[1], {**asdict(settings), "seed": seed})
 
 
 def _resolved(settings: AISSettings | None, overrides: AISOverrides) -> AISSettings:
@@ -191,22 +191,70 @@ def simulate(model: MonteCarloVAE, count: int, seed: random.Seed) -> tuple[tf.Te
     )
 
 
-def _tuned(chains: Chains, x: tf.Tensor, seed: random.Seed) -> tf.Tensor:
-    """Returns a step size for each transition, `[T - 1]`: the given one, or tuned.
+class _Annealing:
+    """The compiled runs of annealed importance sampling: to tune step sizes, and to score."""
 
-    The first run adapts the step size from transition to transition. Few transitions do not
-    suffice for that; further runs then correct each step size by its own acceptance.
-    """
-    settings, count, dtype = chains.settings, chains.num_transitions, chains.dtype
-    if settings.step_size is not None:
-        return tf.fill([count], tf.constant(settings.step_size, dtype))
-    seed, target = random.at_row(seed, 0), settings.target_acceptance
-    follow, forward = chains.graph(Chains.follow), chains.graph(Chains.forward)
-    step_sizes = follow(x, seed, tf.constant(target, dtype))
-    for number in range(min(_MOST_CORRECTIONS, _PILOT_UPDATES // count)):
-        _, acceptance = forward(x, step_sizes, random.fold_in(seed, number))
-        step_sizes *= tf.exp(GAIN * (acceptance - target))
-    return step_sizes
+    def __init__(self, model: MonteCarloVAE, images: tf.TensorSpec, settings: AISSettings) -> None:
+        self.model = model
+        self.images = images
+        self.settings = settings
+        is_linear = settings.schedule == "linear"
+        schedule = linear_temperatures if is_linear else sigmoid_temperatures
+        self.dtype = model.density_dtype
+        self.temperatures = tf.constant(schedule(settings.num_temperatures, dtype=self.dtype))
+        self.num_chains = tf.constant(settings.num_chains, tf.int32)
+        self.number = tf.TensorSpec([], self.dtype)
+        self.numbers = tf.TensorSpec([None], self.dtype)  # One a temperature or a transition.
+
+    def step_sizes(self, pilot: tf.Tensor, seed: random.Seed) -> tf.Tensor:
+        """Returns a step size for each transition, `[T - 1]`: the given one, or tuned."""
+        given, target = self.settings.step_size, self.settings.target_acceptance
+        if given is not None:
+            return tf.fill([self.settings.num_temperatures - 1], tf.constant(given, self.dtype))
+        curvature_seed, run_seed = random.split(random.at_row(seed, 0))
+        run = self._graph(
+            chains.follow, _COUNT, self.numbers, self.numbers, self.numbers, self.number
+        )
+        common = pilot, self.num_chains, self.temperatures
+
+        def follow(log_steps: Array, gains: Array, number: int) -> tuple[Array, Array]:
+            values = (tf.constant(value, self.dtype) for value in (log_steps, gains, target))
+            results = run(*common, *values, random.fold_in(run_seed, number))
+            used, acceptance = (np.asarray(result, np.float64) for result in results)
+            return used, acceptance
+
+        curvature = self._graph(chains.curvature, _COUNT, self.numbers)(*common, curvature_seed)
+        return tf.constant(
+            tuned(np.asarray(curvature, np.float64)[1:-1], follow, target), self.dtype
+        )
+
+    def forward(
+        self, x: tf.Tensor, step_sizes: tf.Tensor, seed: random.Seed
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Runs `chains.forward`."""
+        return self.forward_graph(x, self.num_chains, self.temperatures, step_sizes, seed)
+
+    def backward(
+        self, x: tf.Tensor, z: tf.Tensor, step_sizes: tf.Tensor, seed: random.Seed
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Runs `chains.backward`."""
+        return self.backward_graph(x, z, self.num_chains, self.temperatures, step_sizes, seed)
+
+    @functools.cached_property
+    def forward_graph(self) -> Any:
+        """`chains.forward`, compiled."""
+        return self._graph(chains.forward, _COUNT, self.numbers, self.numbers)
+
+    @functools.cached_property
+    def backward_graph(self) -> Any:
+        """`chains.backward`, compiled."""
+        latents = tf.TensorSpec([None, self.model.latent_dim], self.dtype)
+        return self._graph(chains.backward, latents, _COUNT, self.numbers, self.numbers)
+
+    def _graph(self, function: Callable[..., Any], *specs: tf.TypeSpec) -> Any:
+        start, leapfrogs = self.settings.start, self.settings.num_leapfrog_steps
+        signature = [self.images, *specs, SEED_SPEC]
+        return graph_of(function, self.model, start, leapfrogs, signature=signature)
 
 
 def _results(log_weights: tf.Tensor, acceptance: tf.Tensor) -> tuple[Array, Array]:
@@ -216,20 +264,34 @@ def _results(log_weights: tf.Tensor, acceptance: tf.Tensor) -> tuple[Array, Arra
 
 
 def _summary(
-    log_weights: Array, accepted: Array, settings: dict[str, Any]
+    model: MonteCarloVAE, log_weights: Array, accepted: Array, settings: dict[str, Any]
 ) -> LogLikelihoodEstimate:
-    moments = Moments.of(log_weights)
-    name = f"AIS-{settings['num_temperatures']}"
-    values, variances = moments.log_mean, moments.log_mean_variance
-    acceptance = accepted / log_weights.shape[1]
-    return summarise(name, values, variances, moments, settings, acceptance)
+    moments, acceptance = Moments.of(log_weights), accepted / log_weights.shape[1]
+    name, errors = f"AIS-{settings['num_temperatures']}", moments.log_mean_errors
+    return summarise(name, moments.log_mean, errors, moments, settings, model.weights, acceptance)
 
 
-def _negated(estimate: LogLikelihoodEstimate) -> LogLikelihoodEstimate:
-    """Turns an estimate of `-log p(x)` into one of `log p(x)`."""
-    return replace(
-        estimate,
-        method=f"{estimate.method} backwards",
-        mean=-estimate.mean,
-        per_example=-estimate.per_example,
+def _gap(
+    model: MonteCarloVAE,
+    log_weights: Array,
+    accepted: Array,
+    reverse_log_weights: Array,
+    reverse_accepted: Array,
+    settings: dict[str, Any],
+) -> BidirectionalGap:
+    """Returns the bounds from log weights `[S, N]` with `E[w] = p(x)` and `E[w] = 1 / p(x)`."""
+    below = _summary(model, log_weights, accepted, settings)
+    moments, errors = Moments.of(reverse_log_weights), Moments.of(log_weights).log_mean_errors
+    bounds = -moments.log_mean
+    gaps = bounds - below.per_example
+    above = summarise(
+        f"{below.method} backwards",
+        bounds,
+        shared_draw_errors(gaps, errors, moments.log_mean_errors),
+        moments,
+        settings,
+        model.weights,
+        reverse_accepted / len(gaps),
+        least_examples=LEAST_SIMULATED,
     )
+    return BidirectionalGap(below, above, float(np.mean(gaps)), standard_error(gaps))

@@ -31,11 +31,14 @@ FollowFn = Callable[[Array, Array, int], tuple[Array, Array]]
 _TRANSITIONS, _MOST_RUNS = 300, 30
 # Transitions, of neighbouring temperatures and of all runs, that decide about a step size.
 _VISITS = 16
-# The first transition changes the log of a step size by this times the error of the acceptance, the
-# k-th by a k-th of it, but not less than the second number.
-_FIRST_GAIN, _LEAST_GAIN = 2.0, 0.15
-# A step of half a standard deviation is accepted in any number of dimensions that matters here.
+# The first step size, in units of `1 / sqrt(h)`: small, since acceptance falls steeply above.
 _FIRST_STEP = 0.5
+# Gains in the first and the last run: of a transition from the one before it, and of a run's
+# transitions from those at the same temperatures in the run before. The very first transitions have
+# the gain `_START_GAIN / k`, if it is larger.
+_GAINS_WITHIN, _GAINS_BETWEEN, _START_GAIN = (0.25, 0.025), (1.4, 0.028), 2.0
+# For a single run, there is one correction after it.
+_GAIN_AFTER_ONE = 0.2
 
 
 def tuned(curvature: Array, follow: FollowFn, target: float) -> Array:
@@ -53,14 +56,15 @@ def tuned(curvature: Array, follow: FollowFn, target: float) -> Array:
         start = np.log(_FIRST_STEP) - 0.5 * np.log(curvature)
     start = np.where(np.isfinite(start), start, np.log(0.1))
     logs = start
+    within = np.geomspace(*_GAINS_WITHIN, num_runs)
+    between = np.geomspace(*_GAINS_BETWEEN, num_runs) if num_runs > 1 else [_GAIN_AFTER_ONE]
     for number in range(num_runs):
-        gains = np.full(count, _LEAST_GAIN / (number + 1))
+        gains = np.full(count, within[number])
         if number == 0:
-            gains = np.maximum(gains, _FIRST_GAIN / np.maximum(np.arange(count), 1))
+            gains = np.maximum(gains, _START_GAIN / np.maximum(np.arange(count), 1))
         used, acceptance = follow(logs, gains, number)
-        error = acceptance - target
-        weight = 0.5 if num_runs == 1 else 1.0 / (number + 1)
-        logs = start + _smoothed(np.log(used) - start + weight * error, width)
+        changed = np.log(used) - start + between[number] * (acceptance - target)
+        logs = start + _smoothed(changed, width)
     return np.exp(logs)
 
 

@@ -207,7 +207,11 @@ SCHEDULES: dict[str, type[Schedule]] = {
 def get_schedule(
     identifier: str | Schedule, dtype: str | keras.DTypePolicy | None = None
 ) -> Schedule:
-    """Returns `"linear"`, `"sigmoidal"` or `"all_learnable"` of a dtype, or the given layer.
+    """Returns a schedule of a name and dtype, or the given layer.
+
+    Args:
+        identifier: `"linear"`, `"sigmoidal"`, `"all_learnable"`, or a `Schedule` layer.
+        dtype: Data type or policy of a schedule that is given by its name.
 
     Raises:
         ValueError: If there is no schedule of that name.

@@ -46,7 +46,8 @@ class AMCVAE(AnnealedVAE):
         acceptance: `"metropolis"` or `"barker"`.
         alpha_annealing: Whether the score-function term is warmed up: in epoch n of `fit` (from 0)
             it is multiplied by `min(1, 0.1 n)`.
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all draws of the model come. The initial weights of its networks do
+            not: `keras.utils.set_random_seed` determines them.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.
@@ -124,7 +125,8 @@ class AMCVAE(AnnealedVAE):
         """Returns the factor of the score-function term."""
         if not self.alpha_annealing:
             return 1.0
-        return tf.minimum(1.0, 0.1 * tf.cast(tf.convert_to_tensor(self.epoch), self.density_dtype))
+        epoch = tf.cast(tf.convert_to_tensor(self.epoch), self.density_dtype)
+        return tf.minimum(0.1 * epoch, 1.0)  # In a graph, the first argument decides the dtype.
 
     def own_callbacks(self) -> list[keras.callbacks.Callback]:
         """Adds one that keeps the epoch, for the factor of the score-function term."""

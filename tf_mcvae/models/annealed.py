@@ -11,6 +11,7 @@ import tensorflow_probability as tfp
 from tf_mcvae import random
 from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.kernels import AnnealedKernel, AnnealedPath, MetropolisHastings, TransitionResults
+from tf_mcvae.layers.composite import clone_layer, finish_build, is_restored
 from tf_mcvae.layers.schedules import Schedule, get_schedule
 from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
@@ -65,7 +66,8 @@ class AnnealedVAE(MonteCarloVAE):
             trained separately. `log p(x, z_K)` of the weight always uses the decoder itself.
         recompute: Whether the backward pass computes the decoder's activations again rather than
             keep them: less memory at large K, for longer training steps.
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all draws of the model come. The initial weights of its networks do
+            not: `keras.utils.set_random_seed` determines them.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.
@@ -131,7 +133,9 @@ class AnnealedVAE(MonteCarloVAE):
             self.step_size.build(self.num_transitions, self.latent_dim)
         if self.cloned_decoder and is_first:
             self.transition_decoder(keras.KerasTensor((None, self.latent_dim), dtype="float32"))
-            self.transition_decoder.set_weights(self.decoder.get_weights())
+            if not is_restored(self.transition_decoder):
+                self.transition_decoder.set_weights(self.decoder.get_weights())
+        finish_build(self)
 
     def make_kernel(self, transition: Transition) -> AnnealedKernel | MetropolisHastings:
         """Makes the kernel of one transition."""
@@ -311,9 +315,9 @@ def _resampled(step_sizes: tf.Tensor, num_transitions: int | tf.Tensor) -> tf.Te
 
 
 def clone(network: keras.Layer) -> keras.Layer:
-    """Returns a network of the same configuration with new weights."""
+    """Returns a network of the same configuration, frozen where it is, with new weights."""
     try:
-        return network.__class__.from_config(network.get_config())
+        return clone_layer(network)
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
             "`cloned_decoder=True` copies the decoder through `get_config`, which a subclassed "

@@ -1,7 +1,7 @@
 """The base of all models: densities from networks, the methods for users, saving."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import keras
 import tensorflow as tf
@@ -11,6 +11,7 @@ from tf_mcvae import distribute, random
 from tf_mcvae.checks import ExplicitArguments, check_positive_integer, check_seeds
 from tf_mcvae.kernels import AnnealedPath
 from tf_mcvae.layers import likelihoods
+from tf_mcvae.layers.composite import Composite, finish_build
 from tf_mcvae.layers.likelihoods import Likelihood
 from tf_mcvae.layers.priors import StandardNormal
 from tf_mcvae.models import advice
@@ -27,7 +28,7 @@ from tf_mcvae.objectives.bounds import iwae
 LikelihoodLike = Literal["bernoulli", "gaussian"] | str | dict[str, Any] | Likelihood
 
 
-class MonteCarloVAE(ExplicitArguments, CheckedChanges, TrainedModel):
+class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
     """Base of the models: an encoder, a generative model, and a bound on `log p(x)`.
 
     The generative model is `p(x, z) = N(z; 0, I) p(x|z)`, the encoder's posterior
@@ -40,7 +41,8 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, TrainedModel):
         decoder: Any Keras model that maps `z [B, D]` to the likelihood's parameters `[B, ...]`.
         likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
         num_samples: S, the number of importance samples.
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all draws of the model come. The initial weights of its networks do
+            not: `keras.utils.set_random_seed` determines them.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras. Networks have their own.
@@ -163,6 +165,7 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, TrainedModel):
         if not self.likelihood.built:
             self.likelihood.build(output.shape)
         super().build(input_shape)
+        finish_build(self)
 
     @property
     def generative(self) -> GenerativeModel:
@@ -393,6 +396,14 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, TrainedModel):
 
     # Saving.
 
+    def export(self, filepath: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Refers to the functions of this package, whose files have a signature for each method."""
+        raise NotImplementedError(
+            "Export the model by `tf_mcvae.export_saved_model(model, path)`, which writes a "
+            "signature for each of its methods; `export_onnx` and `export_tflite` write other "
+            f"formats. Received: filepath={filepath!r}"
+        )
+
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, networks and likelihood serialised."""
         serialise = keras.saving.serialize_keras_object
@@ -404,16 +415,3 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, TrainedModel):
             "num_samples": self.num_samples,
             "seed": self.seed,
         }
-
-    @classmethod
-    def from_config(
-        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
-    ) -> Self:
-        """Makes a model from `get_config`'s result."""
-        restored = {
-            name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
-            if isinstance(value, dict) and "class_name" in value
-            else value
-            for name, value in config.items()
-        }
-        return cls(**restored)

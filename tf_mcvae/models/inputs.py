@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tf_mcvae import distribute
 from tf_mcvae.models.input_check import InputCheck, of_torch
+from tf_mcvae.models.weights import weighted_data
 
 
 def check_inputs(x: Any, check: InputCheck) -> Any:
@@ -153,10 +154,9 @@ def _checked_batch(batch: Any, index: int, check: InputCheck) -> tuple[Any, ...]
                 "A batch must be x, (x, y) or (x, y, sample_weight), x being an array. "
                 f"Received: x of type {type(x).__name__}"
             )
-        x = check.array(x)
+        x, y, weight = weighted_data(check.array(x), of_torch(y), of_torch(weight))
     except (TypeError, ValueError) as error:
         raise type(error)(f"Batch {index + 1} (index {index}): {error}") from error
     if weight is not None:
-        # Keras needs labels before weights.
-        return x, np.zeros(len(x)) if y is None else of_torch(y), of_torch(weight)
-    return (x,) if y is None else (x, of_torch(y))
+        return x, y, weight
+    return (x,) if y is None else (x, y)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tf_mcvae import random
 from tf_mcvae.kernels import Drift, Place, UnadjustedLangevin, score_drift
+from tf_mcvae.layers.composite import finish_build, is_restored
 from tf_mcvae.layers.schedules import Schedule
 from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse
@@ -72,7 +73,8 @@ class LMCVAE(AnnealedVAE):
             `sum_k |drift_k - score_{b_k}|^2` to minus the bound, which remains a bound.
         learned_reverse: Whether networks define the kernels that run backwards; or a
             `LearnedReverse` layer.
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all draws of the model come. The initial weights of its networks do
+            not: `keras.utils.set_random_seed` determines them.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.
@@ -158,8 +160,10 @@ class LMCVAE(AnnealedVAE):
             self.drift.build(self.num_transitions, self.latent_dim, num_features)
         if self.reverse_kernel is not None and not self.reverse_kernel.built:
             self.reverse_kernel.build(self.num_transitions, self.latent_dim)
-            steps = np.asarray(self.step_size.values())
-            self.reverse_kernel.begin_at(steps.reshape(self.num_transitions, -1))
+            if not is_restored(self.reverse_kernel):
+                steps = np.asarray(self.step_size.values())
+                self.reverse_kernel.begin_at(steps.reshape(self.num_transitions, -1))
+        finish_build(self)
 
     def transition_options(self, num_transitions: int | tf.Tensor | None) -> dict[str, Any]:
         """Returns the options for another number of transitions; see the base class."""

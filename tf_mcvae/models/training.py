@@ -15,13 +15,14 @@ from tf_mcvae import distribute, random
 from tf_mcvae.checks import plain_errors
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.callbacks import all_callbacks
+from tf_mcvae.models.coming_steps import steps_at_end
+from tf_mcvae.models.compilation import CompiledModel
 from tf_mcvae.models.divergence import warn_of_loss
 from tf_mcvae.models.estimate import Estimate, added, joined
 from tf_mcvae.models.inputs import check_not_empty
 from tf_mcvae.models.penalties import add_penalties, clear_penalties
 from tf_mcvae.models.updates import Updates
 from tf_mcvae.models.weights import weighted_arguments, weighted_data
-from tf_mcvae.performance.plan import ExecutionPlan, JitCompile, jit_for_keras, plan_execution
 from tf_mcvae.precision import density_dtype
 
 # Before Keras 3.15, `train_on_batch` returned means over all batches since the last epoch.
@@ -31,7 +32,7 @@ _KEEPS_METRICS = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15)
 TRAIN_STREAM, TEST_STREAM, CALL_STREAM = 0, 1, 2
 
 
-class TrainedModel(keras.Model):
+class TrainedModel(CompiledModel):
     """A model with an `estimate` of its objective, trained and evaluated as Keras does.
 
     Examples are checked before Keras reads them, since Keras trains on integers, NaN and empty data
@@ -44,13 +45,10 @@ class TrainedModel(keras.Model):
     Attributes:
         seed: Integer from which all random numbers are drawn.
         event_shape: Shape of one example, once the model is built.
-        is_distributed: Whether the model was made inside `strategy.scope()`.
-        jit_requested: The argument `jit_compile` of `compile`, which Keras does not keep as given.
     """
 
     seed: int
     event_shape: tuple[int, ...]
-    jit_requested: JitCompile = "auto"
     _evaluating = False
     _has_bad_loss = False
 
@@ -58,7 +56,6 @@ class TrainedModel(keras.Model):
         self, *, name: str | None, trainable: bool, dtype: str | keras.DTypePolicy | None
     ) -> None:
         super().__init__(name=name, trainable=trainable, dtype=dtype)
-        self.is_distributed = distribute.is_distributed()
         # Random numbers depend only on the seed and these counts, of training steps and of the
         # batches of one evaluation.
         self.step = self.add_counter("step")
@@ -89,10 +86,6 @@ class TrainedModel(keras.Model):
 
     def check_batch(self, x: Any) -> Any:
         """Checks an array of examples as `check_inputs` does."""
-        raise NotImplementedError
-
-    def members(self) -> Sequence[keras.Layer]:
-        """Returns the layers that decide how a step is executed; see `performance.plan`."""
         raise NotImplementedError
 
     def metric_names(self) -> tuple[str, ...]:
@@ -129,71 +122,6 @@ class TrainedModel(keras.Model):
 
     # Keras' entry points.
 
-    def compile(
-        self,
-        optimizer: str | keras.optimizers.Optimizer = "adam",
-        skip_gradient_norm: float | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Sets the optimizer and how training runs; as `keras.Model.compile`.
-
-        Args:
-            optimizer: A Keras optimizer or its name; its `global_clipnorm` clips the gradient.
-            skip_gradient_norm: Skips an update unless the global norm of its gradient, before
-                clipping, is below this; weights, step sizes and optimizer then do not change.
-                None applies every update.
-            **kwargs: Further arguments of `keras.Model.compile`. With `jit_compile="auto"`, the
-                default, XLA also compiles training on a CPU where that is faster: for models with
-                transitions, with this package's dense networks, activations and likelihoods. Your
-                own classes are included if their class body sets `suits_xla = True`.
-
-        Raises:
-            ValueError: If a loss or metrics are given, or the norm is not positive.
-        """
-        if skip_gradient_norm is not None and not skip_gradient_norm > 0:
-            raise ValueError(
-                "`skip_gradient_norm` must be above 0, or None to apply every update. "
-                f"Received: skip_gradient_norm={skip_gradient_norm!r}"
-            )
-        names = ("loss", "loss_weights", "metrics", "weighted_metrics")
-        given = [name for name in names if kwargs.get(name) is not None]
-        if given:
-            raise ValueError(
-                "The model has a loss and metrics of its own: give `compile` an optimizer, without "
-                f"{' and '.join(given)}. Received: {given[0]}={kwargs[given[0]]!r}"
-            )
-        self.jit_requested = kwargs.get("jit_compile", "auto")
-        kwargs["jit_compile"] = jit_for_keras(self.jit_requested, self.is_distributed)
-        with distribute.scope_of(self):
-            super().compile(optimizer, **kwargs)
-        self.skip_gradient_norm = skip_gradient_norm
-        distribute.check_compiled(self)
-
-    def get_compile_config(self) -> Any:
-        """Returns the arguments of `compile`."""
-        config = super().get_compile_config()
-        if config:
-            config["skip_gradient_norm"] = self.skip_gradient_norm
-            config["jit_compile"] = self.jit_requested
-        return config
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles as before saving."""
-        with distribute.scope_of(self):
-            self.compile(**keras.saving.deserialize_keras_object(config))
-            if self.built:
-                self.optimizer.build(self.trainable_variables)
-
-    def make_train_function(self, force: bool = False) -> Any:
-        """Makes the function of a training step as Keras does, after building the optimizer.
-
-        TensorFlow traces a step twice if it makes variables, such as those of an optimizer.
-        """
-        if not self.optimizer.built:
-            with distribute.scope_of(self):
-                self.optimizer.build(self.trainable_variables)
-        return super().make_train_function(force)
-
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the model; as `keras.Model.fit`.
 
@@ -208,6 +136,7 @@ class TrainedModel(keras.Model):
         if arguments.get("validation_data") is not None:
             held_out, *rest = keras.utils.unpack_x_y_sample_weight(arguments["validation_data"])
             arguments["validation_data"] = weighted_data(self.check_inputs(held_out), *rest)
+        self.expect_steps(steps_at_end(arguments, int(self.step.numpy())))
         given = arguments.pop("callbacks", None)
         with plain_errors(), all_callbacks(given, self, x) as callbacks:
             history = super().fit(**arguments, callbacks=callbacks)
@@ -271,17 +200,6 @@ class TrainedModel(keras.Model):
         return super().predict_on_batch(self.check_batch(x))
 
     # The steps.
-
-    def execution_plan(self, training: bool) -> ExecutionPlan:
-        """Returns the plan for a step with the variables that are trainable now."""
-        return plan_execution(
-            training=training,
-            jit_compile=self.jit_requested,
-            is_compiled_by_keras=bool(self.jit_compile),
-            is_distributed=self.is_distributed,
-            members=(self, *self.members()),
-            trained=self.trainable_variables,
-        )
 
     def step_seed(self, stream: int, counter: keras.Variable) -> tf.Tensor:
         """Returns the seed of a step."""
