@@ -36,8 +36,26 @@ EVALUATIONS = {
 }
 
 
-def new_model():
-    return PPCA.model(tf_mcvae.LMCVAE, num_transitions=2, num_samples=2, step_size=0.1)
+class OwnModel(tf_mcvae.LMCVAE):
+    """A user's model, whose constructor does not name its arguments."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+class OwnLayer(keras.layers.Layer):
+    """A user's layer, with a layer of its own and an attribute that is not an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain, self.inner = 1.0, keras.layers.Dense(5)
+
+    def call(self, z):
+        return self.gain * self.inner(z)
+
+
+def new_model(model_class=tf_mcvae.LMCVAE):
+    return PPCA.model(model_class, num_transitions=2, num_samples=2, step_size=0.1)
 
 
 def graphs_of(model):
@@ -101,22 +119,35 @@ def with_another_activation(model):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("model_class", "change"),
     [
-        trained,
-        with_weights,
-        with_more_samples,
-        with_another_activation,
+        (tf_mcvae.LMCVAE, trained),
+        (tf_mcvae.LMCVAE, with_weights),
+        (OwnModel, with_more_samples),
+        (tf_mcvae.LMCVAE, with_another_activation),
     ],
 )
-def test_a_changed_model_is_scored_as_it_is(change):
-    model = new_model()
+def test_a_changed_model_is_scored_as_it_is(model_class, change):
+    model = new_model(model_class)
     before = estimate_bound(model, X).mean
     change(model)
     after = estimate_bound(model, X)
     assert after.mean != before
     vars(model).pop("_evaluation_graphs")
     np.testing.assert_array_equal(after.per_example, estimate_bound(model, X).per_example)
+
+
+@pytest.mark.parametrize("name", ["gain", "activation"])
+def test_a_changed_layer_is_scored_as_it_is(name):
+    layer = OwnLayer()
+    encoder = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4)])
+    model = tf_mcvae.VAE(encoder, keras.Sequential([keras.Input((2,)), layer]))
+    before = estimate_bound(model, X > 0).mean
+    if name == "gain":
+        layer.gain = 3.0
+    else:
+        layer.inner.activation = keras.activations.tanh
+    assert estimate_bound(model, X > 0).mean != before
 
 
 @pytest.mark.parametrize(

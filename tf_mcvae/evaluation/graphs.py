@@ -1,20 +1,19 @@
 """Graphs of evaluations, each compiled once and kept with its model.
 
 A graph reads the model's weights when it runs, so that training between two evaluations needs no
-new one. It depends on the settings that are Python values, and on the model's layers and their
-options; where one of these has changed, another graph is made.
+new one. It depends on the settings that are Python values, and on the options of the model and the
+attributes of its layers; where one of these has changed, another graph is made.
 """
 
 import functools
-import inspect
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from tf_mcvae.models import MonteCarloVAE
+from tf_mcvae.models.advice import all_layers
 from tf_mcvae.performance.fusion import fusing_graph
 
 # Number of graphs that a model keeps; the oldest is dropped for a further one.
@@ -50,8 +49,8 @@ def graph_of(
     """
     # Set past Keras, which would track an attribute.
     graphs = model.__dict__.setdefault("_evaluation_graphs", _Graphs())
-    variables = [variable.value for variable in model.weights]
-    key = (function, settings, tuple(signature), _options(model), tuple(map(id, variables)))
+    state = list(_state(model))
+    key = (function, settings, tuple(signature), *map(_identity, state))
     call = functools.partial(function, model, *settings)
     if tf.config.functions_run_eagerly():
         return call
@@ -62,32 +61,23 @@ def graph_of(
             graph = fusing_graph(call, list(signature)).get_concrete_function()
             while len(graphs.made) >= _MOST_GRAPHS:
                 graphs.made.pop(next(iter(graphs.made)))
-            # Kept with the variables: Python gives the identity of a freed object to another.
-            graphs.made[key] = graph, variables
+            # Kept with the state: Python gives the identity of a freed object to another.
+            graphs.made[key] = graph, state
         return graphs.made[key][0]
 
 
-def _options(model: keras.Layer) -> tuple[Any, ...]:
-    """Returns the layers of a model and the arguments of their constructors."""
-    return tuple((layer, *_arguments(layer)) for layer in _layers(model))
+def _state(model: MonteCarloVAE) -> Iterator[Any]:
+    """Yields what a graph of the model depends on: options, attributes of layers, variables."""
+    yield from (getattr(model, name) for name in model.changeable)
+    for layer in all_layers(model):
+        yield layer
+        if layer is not model:  # Training sets attributes of a model that no graph depends on.
+            yield from (value for name, value in vars(layer).items() if not name.startswith("_"))
+    yield from (variable.value for variable in model.weights)
 
 
-def _layers(layer: keras.Layer) -> Iterator[keras.Layer]:
-    yield layer
-    for inner in getattr(layer, "layers", ()):
-        yield from _layers(inner)
-
-
-def _arguments(layer: keras.Layer) -> Iterator[Any]:
-    """Yields the arguments of a layer's constructor, which a layer keeps under their names.
-
-    Functions and plain values are compared, and only the types of others: a variable's value may
-    change without a new graph.
-    """
-    for name in inspect.signature(type(layer).__init__).parameters:
-        value = getattr(layer, name, None)
-        if callable(value) and isinstance(value, Hashable):
-            yield value
-        else:
-            is_plain = isinstance(value, bool | int | float | str | tuple | list | None)
-            yield repr(value) if is_plain else type(value)
+def _identity(value: Any) -> Hashable:
+    """Returns what is equal for two values if a graph cannot tell them apart."""
+    if isinstance(value, bool | int | float | str | None):
+        return type(value), value
+    return repr(value) if isinstance(value, list | tuple | dict) else id(value)
