@@ -89,10 +89,24 @@ def track_weights(layer: Any) -> None:
 
     TensorFlow follows attributes, but not the lists in which networks hold layers and weights.
     """
-    # A layer would take variables that it is given itself for its own, and save them twice.
-    holder = tf.Module()
-    holder.weights = layer.variables
-    layer.checkpointed = holder
+    if not hasattr(layer, "checkpointed"):
+        # A layer would take variables that it is given itself for its own, and save them twice.
+        layer.checkpointed = tf.Module()
+        layer.checkpointed.weights = []
+    # Appended, not replaced: a checkpoint restored before the weights are made waits for each.
+    known = {id(variable) for variable in layer.checkpointed.weights}
+    layer.checkpointed.weights.extend(v for v in layer.variables if id(v) not in known)
+
+
+def is_restored(layer: Any) -> bool:
+    """Returns whether a `tf.train.Checkpoint` was restored to the layer, built or not."""
+    return getattr(layer, "_update_uid", -1) >= 0  # TensorFlow has no public name for it.
+
+
+def finish_build(layer: Any) -> None:
+    """Does what concerns all parts of a layer, once they are built; it may be called again."""
+    pass_on_frozen(layer)
+    track_weights(layer)
 
 
 def _within(layer: Any, path: str = "") -> Iterator[tuple[str, keras.Layer]]:

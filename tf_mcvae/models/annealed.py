@@ -11,7 +11,7 @@ import tensorflow_probability as tfp
 from tf_mcvae import random
 from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.kernels import AnnealedKernel, AnnealedPath, MetropolisHastings, TransitionResults
-from tf_mcvae.layers.composite import clone_layer
+from tf_mcvae.layers.composite import clone_layer, finish_build, is_restored
 from tf_mcvae.layers.schedules import Schedule, get_schedule
 from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
@@ -126,7 +126,9 @@ class AnnealedVAE(MonteCarloVAE):
             self.step_size.build(self.num_transitions, self.latent_dim)
         if self.cloned_decoder and is_first:
             self.transition_decoder(keras.KerasTensor((None, self.latent_dim), dtype="float32"))
-            self.transition_decoder.set_weights(self.decoder.get_weights())
+            if not is_restored(self.transition_decoder):
+                self.transition_decoder.set_weights(self.decoder.get_weights())
+        finish_build(self)
 
     def make_kernel(self, transition: Transition) -> AnnealedKernel | MetropolisHastings:
         """Makes the kernel of one transition."""

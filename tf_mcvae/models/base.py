@@ -10,7 +10,7 @@ from tf_mcvae import distribute, random
 from tf_mcvae.checks import ExplicitArguments, check_positive_integer, check_seeds
 from tf_mcvae.kernels import AnnealedPath
 from tf_mcvae.layers import likelihoods
-from tf_mcvae.layers.composite import Composite, pass_on_frozen, track_weights
+from tf_mcvae.layers.composite import Composite, finish_build
 from tf_mcvae.layers.likelihoods import Likelihood
 from tf_mcvae.layers.priors import StandardNormal
 from tf_mcvae.models import advice
@@ -160,8 +160,7 @@ class MonteCarloVAE(ExplicitArguments, Composite, TrainedModel):
         if not self.likelihood.built:
             self.likelihood.build(output.shape)
         super().build(input_shape)
-        pass_on_frozen(self)
-        track_weights(self)
+        finish_build(self)
 
     @property
     def generative(self) -> GenerativeModel:

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_mcvae.flows import Flow, FlowStack
+from tf_mcvae.layers.composite import finish_build
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
 from tf_mcvae.models.generative import LogProbFn
 from tf_mcvae.objectives.bounds import elbo
@@ -85,6 +86,7 @@ class FlowVAE(MonteCarloVAE):
         super().build(input_shape)
         if not self.flow.built:
             self.flow.build((None, self.latent_dim))
+        finish_build(self)
 
     def to_latents(self, state: tf.Tensor) -> tf.Tensor:
         """Returns `z = T(u)`, `[..., D]`."""

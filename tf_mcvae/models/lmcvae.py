@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tf_mcvae import random
 from tf_mcvae.kernels import Drift, Place, UnadjustedLangevin, score_drift
+from tf_mcvae.layers.composite import finish_build, is_restored
 from tf_mcvae.layers.schedules import Schedule
 from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse
@@ -150,8 +151,10 @@ class LMCVAE(AnnealedVAE):
             self.drift.build(self.num_transitions, self.latent_dim, num_features)
         if self.reverse_kernel is not None and not self.reverse_kernel.built:
             self.reverse_kernel.build(self.num_transitions, self.latent_dim)
-            steps = np.asarray(self.step_size.values())
-            self.reverse_kernel.begin_at(steps.reshape(self.num_transitions, -1))
+            if not is_restored(self.reverse_kernel):
+                steps = np.asarray(self.step_size.values())
+                self.reverse_kernel.begin_at(steps.reshape(self.num_transitions, -1))
+        finish_build(self)
 
     def make_kernel(self, transition: Transition) -> UnadjustedLangevin:
         """Makes an unadjusted Langevin kernel."""
