@@ -4,6 +4,7 @@ Keras writes the flag `trainable` of a layer, but not those of the layers that a
 that a part which was frozen would be trained again after loading, with another optimizer's state.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -34,14 +35,16 @@ class Composite:
             config: Arguments of the constructor; layers among them may be serialised.
             custom_objects: Classes and functions that are not registered with Keras, by name.
         """
-        with keras.saving.custom_object_scope(custom_objects or {}):
-            arguments = {
-                name: keras.saving.deserialize_keras_object(value)
-                if isinstance(value, dict) and "class_name" in value
-                else value
-                for name, value in config.items()
-            }
-            frozen = arguments.pop("frozen", None)
+        arguments = {
+            name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
+            if isinstance(value, dict) and "class_name" in value
+            else value
+            for name, value in config.items()
+        }
+        frozen = arguments.pop("frozen", None)
+        # The constructor may clone layers. A scope would hide the objects of one around it.
+        scope = keras.saving.custom_object_scope
+        with scope(custom_objects) if custom_objects else contextlib.nullcontext():
             layer = cls(**arguments)
         if frozen is not None:
             freeze_layers(layer, frozen)

@@ -65,7 +65,8 @@ class AnnealedVAE(MonteCarloVAE):
             trained separately. `log p(x, z_K)` of the weight always uses the decoder itself.
         recompute: Whether the backward pass computes the decoder's activations again rather than
             keep them: less memory at large K, for longer training steps.
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all random numbers are drawn, but not the networks' initial
+            weights, which `keras.utils.set_random_seed` seeds.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.

@@ -1,6 +1,6 @@
 """The base of all models: densities from networks, the methods for users, saving."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import keras
 import tensorflow as tf
@@ -39,7 +39,8 @@ class MonteCarloVAE(ExplicitArguments, Composite, TrainedModel):
         decoder: Any Keras model that maps `z [B, D]` to the likelihood's parameters `[B, ...]`.
         likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
         num_samples: S, the number of importance samples.
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all random numbers are drawn, but not the networks' initial
+            weights, which `keras.utils.set_random_seed` seeds.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras. Networks have their own.
@@ -354,6 +355,15 @@ class MonteCarloVAE(ExplicitArguments, Composite, TrainedModel):
         )
 
     # Saving.
+
+    def export(self, filepath: Any, format: str = "tf_saved_model", **kwargs: Any) -> NoReturn:
+        """Raises: `tf_mcvae.export` writes models, with signatures that Keras does not know of."""
+        raise ValueError(
+            "Keras' `export` knows none of the model's functions but `call`. Use "
+            "`tf_mcvae.export.export_saved_model(model, path)` for TensorFlow, `export_onnx` for "
+            "ONNX or `export_tflite` for TFLite; `model.save` writes a model that can be trained. "
+            f"Received: {type(self).__name__}.export({filepath!r}, format={format!r})"
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, networks and likelihood serialised."""

@@ -19,7 +19,7 @@ from tf_mcvae.models.divergence import warn_of_loss
 from tf_mcvae.models.estimate import Estimate, added, joined
 from tf_mcvae.models.inputs import check_not_empty
 from tf_mcvae.models.penalties import add_penalties, clear_penalties
-from tf_mcvae.models.updates import Updates
+from tf_mcvae.models.updates import Updates, build_optimizer, places_of_optimized
 from tf_mcvae.models.weights import weighted_arguments, weighted_data
 from tf_mcvae.performance.plan import ExecutionPlan, JitCompile, jit_for_keras, plan_execution
 from tf_mcvae.precision import density_dtype
@@ -42,7 +42,8 @@ class TrainedModel(keras.Model):
     `metric_names` and `adapt`.
 
     Attributes:
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all random numbers are drawn, but not the networks' initial
+            weights, which `keras.utils.set_random_seed` seeds.
         event_shape: Shape of one example, once the model is built.
         is_distributed: Whether the model was made inside `strategy.scope()`.
         jit_requested: The argument `jit_compile` of `compile`, which Keras does not keep as given.
@@ -175,14 +176,17 @@ class TrainedModel(keras.Model):
         if config:
             config["skip_gradient_norm"] = self.skip_gradient_norm
             config["jit_compile"] = self.jit_requested
+            config |= places_of_optimized(self)
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as before saving."""
         with distribute.scope_of(self):
-            self.compile(**keras.saving.deserialize_keras_object(config))
+            arguments = keras.saving.deserialize_keras_object(config)
+            optimized = arguments.pop("optimized", None)
+            self.compile(**arguments)
             if self.built:
-                self.optimizer.build(self.trainable_variables)
+                build_optimizer(self, optimized)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function of a training step as Keras does, after building the optimizer.
@@ -191,7 +195,7 @@ class TrainedModel(keras.Model):
         """
         if not self.optimizer.built:
             with distribute.scope_of(self):
-                self.optimizer.build(self.trainable_variables)
+                build_optimizer(self)
         return super().make_train_function(force)
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
