@@ -19,6 +19,8 @@ class Composite:
     `get_config` adds `frozen`, the paths of the frozen ones, of which `from_config` makes use.
     """
 
+    trainable: bool
+
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration, with the paths of frozen layers if there are any."""
         config = super().get_config()  # type: ignore[misc]

@@ -6,7 +6,7 @@ import re
 import zipfile
 from typing import Any
 
-import h5py
+import h5py  # type: ignore[import-untyped]
 import keras
 
 from tf_mcvae.models.base import MonteCarloVAE
