@@ -119,11 +119,11 @@ def test_parts_that_are_frozen_by_argument_are_not_trained():
         (lambda: VAE(encoder(), Late(trainable=False)), "decoder"),
     ):
         model = built(make)
-        before = getattr(model, part).get_weights()
+        assert getattr(model, part).weights
         assert not {id(v) for v in getattr(model, part).variables} & {
             id(v) for v in model.trainable_variables
         }
-        assert before and model.trainable_variables
+        assert model.trainable_variables
 
 
 def test_a_clone_is_frozen_where_the_decoder_is():
@@ -231,9 +231,7 @@ CUSTOM = {
     "MyStepSize": lambda: langevin(step_size=MyStepSize(0.1)),
     "MyFlow": lambda: FlowVAE(encoder(), decoder(), flow=MyFlow((3,)), num_flows=2),
     "MyDrift": lambda: langevin(learned_drift=MyDrift()),
-    "my_activation": lambda: AMCVAE(
-        encoder(), decoder(activation=my_activation), num_transitions=1, cloned_decoder=True
-    ),
+    "my_activation": lambda: VAE(encoder(), decoder(activation=my_activation)),
 }
 
 

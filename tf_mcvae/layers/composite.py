@@ -62,7 +62,7 @@ def freeze_layers(layer: Any, paths: list[str]) -> None:
     """Freezes the layers of these paths within `layer`, and no other."""
     for path, part in _within(layer):  # Outer ones first, since they pass their flag on.
         if path in paths or not part.trainable:
-            part.trainable = path not in paths
+            _set_trainable(part, path not in paths)
 
 
 def clone_layer(layer: Any, **changes: Any) -> Any:
@@ -86,7 +86,7 @@ def pass_on_frozen(layer: Any) -> None:
     for part in (layer, *(part for _, part in _within(layer))):
         inner = _parts(part)
         if inner and not part.trainable and all(one.trainable for one in inner):
-            part.trainable = False
+            _set_trainable(part, False)
 
 
 def track_weights(layer: Any) -> None:
@@ -112,6 +112,11 @@ def finish_build(layer: Any) -> None:
     """Does what concerns all parts of a layer, once they are built; it may be called again."""
     pass_on_frozen(layer)
     track_weights(layer)
+
+
+def _set_trainable(layer: Any, value: bool) -> None:
+    layer.trainable = not value  # Keras passes a value on to inner layers only if it changes.
+    layer.trainable = value
 
 
 def _within(layer: Any, path: str = "") -> Iterator[tuple[str, keras.Layer]]:

@@ -234,5 +234,7 @@ def clone(network: keras.Layer) -> keras.Layer:
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
             "`cloned_decoder=True` copies the decoder through `get_config`, which a subclassed "
-            f"model must define. Received: decoder of class {type(network).__name__}"
+            "model must define, and `from_config`, which needs your own classes and functions "
+            "registered with `keras.saving.register_keras_serializable`. "
+            f"Received: decoder of class {type(network).__name__}"
         ) from error
