@@ -1,13 +1,14 @@
 """A trained encoder as a Keras layer, for models that use its features."""
 
 import os
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import keras
 import tensorflow as tf
 
 from tf_mcvae import distribute, random
 from tf_mcvae.checks import ExplicitArguments
+from tf_mcvae.layers.composite import Composite
 from tf_mcvae.models import MonteCarloVAE, load_model
 from tf_mcvae.models.posterior import latent_dim_of, loc_and_scale
 
@@ -15,7 +16,7 @@ Output = Literal["loc", "loc_and_scale", "sample"]
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
-class EncoderFeatures(ExplicitArguments, keras.layers.Layer):
+class EncoderFeatures(ExplicitArguments, Composite, keras.layers.Layer):
     """Features of images: the posterior `q(z|x) = N(loc(x), diag(scale(x)^2))` of a trained model.
 
     The layer copies the encoder of a model, so training the layer does not change the model. It is
@@ -140,14 +141,6 @@ class EncoderFeatures(ExplicitArguments, keras.layers.Layer):
             "output": self.output_kind,
             "seed": self.seed,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        """Creates a layer from the result of `get_config`."""
-        encoder = keras.saving.deserialize_keras_object(
-            config["encoder"], custom_objects=custom_objects
-        )
-        return cls(**{**config, "encoder": encoder})
 
 
 def _encoder_of(source: MonteCarloVAE | keras.Layer | str | os.PathLike[str]) -> keras.Layer:

@@ -4,6 +4,7 @@ Keras writes the flag `trainable` of a layer, but not those of the layers that a
 that a part which was frozen would be trained again after loading, with another optimizer's state.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -18,12 +19,13 @@ class Composite:
     `get_config` adds `frozen`, the paths of the frozen ones, of which `from_config` makes use.
     """
 
+    trainable: bool
+
     def get_config(self) -> dict[str, Any]:
         """Returns the configuration, with the paths of frozen layers if there are any."""
         config = super().get_config()  # type: ignore[misc]
         frozen = frozen_layers(self)
-        is_trained = self.trainable  # type: ignore[attr-defined]
-        return {**config, "frozen": frozen} if frozen or not is_trained else config
+        return {**config, "frozen": frozen} if frozen or not self.trainable else config
 
     @classmethod
     def from_config(
@@ -42,7 +44,10 @@ class Composite:
             for name, value in config.items()
         }
         frozen = arguments.pop("frozen", None)
-        layer = cls(**arguments)
+        # The constructor may clone layers. A scope would hide the objects of one around it.
+        scope = keras.saving.custom_object_scope
+        with scope(custom_objects) if custom_objects else contextlib.nullcontext():
+            layer = cls(**arguments)
         if frozen is not None:
             freeze_layers(layer, frozen)
         return layer
@@ -57,7 +62,7 @@ def freeze_layers(layer: Any, paths: list[str]) -> None:
     """Freezes the layers of these paths within `layer`, and no other."""
     for path, part in _within(layer):  # Outer ones first, since they pass their flag on.
         if path in paths or not part.trainable:
-            part.trainable = path not in paths
+            _set_trainable(part, path not in paths)
 
 
 def clone_layer(layer: Any, **changes: Any) -> Any:
@@ -81,8 +86,7 @@ def pass_on_frozen(layer: Any) -> None:
     for part in (layer, *(part for _, part in _within(layer))):
         inner = _parts(part)
         if inner and not part.trainable and all(one.trainable for one in inner):
-            part.trainable = True  # TensorFlow drops the assignment of a value that is there.
-            part.trainable = False
+            _set_trainable(part, False)
 
 
 def track_weights(layer: Any) -> None:
@@ -90,10 +94,13 @@ def track_weights(layer: Any) -> None:
 
     TensorFlow follows attributes, but not the lists in which networks hold layers and weights.
     """
-    # A layer would take variables that it is given itself for its own, and save them twice.
-    holder = tf.Module()
-    holder.weights = layer.variables
-    layer.checkpointed = holder
+    if not hasattr(layer, "checkpointed"):
+        # A layer would take variables that it is given itself for its own, and save them twice.
+        layer.checkpointed = tf.Module()
+        layer.checkpointed.weights = []
+    # Appended, not replaced: a checkpoint restored before the weights are made waits for each.
+    known = {id(variable) for variable in layer.checkpointed.weights}
+    layer.checkpointed.weights.extend(v for v in layer.variables if id(v) not in known)
 
 
 def is_restored(layer: Any) -> bool:
@@ -104,14 +111,12 @@ def is_restored(layer: Any) -> bool:
 def finish_build(layer: Any) -> None:
     """Does what concerns all parts of a layer, once they are built; it may be called again."""
     pass_on_frozen(layer)
-    # Keras makes weights that are trained, also for a layer that was frozen before it was built.
-    for part in (layer, *(part for _, part in _within(layer))):
-        if not part.trainable:
-            inner = {id(weight) for one in _parts(part) for weight in one.weights}
-            for weight in part.weights:
-                if id(weight) not in inner:
-                    weight.trainable = False
     track_weights(layer)
+
+
+def _set_trainable(layer: Any, value: bool) -> None:
+    layer.trainable = not value  # Keras passes a value on to inner layers only if it changes.
+    layer.trainable = value
 
 
 def _within(layer: Any, path: str = "") -> Iterator[tuple[str, keras.Layer]]:

@@ -46,8 +46,8 @@ class AMCVAE(AnnealedVAE):
         acceptance: `"metropolis"` or `"barker"`.
         alpha_annealing: Whether the score-function term is warmed up: in epoch n of `fit` (from 0)
             it is multiplied by `min(1, 0.1 n)`.
-        seed: Integer from which all draws of the model come. The initial weights of its networks do
-            not: `keras.utils.set_random_seed` determines them.
+        seed: Integer from which all random numbers are drawn, but not the networks' initial
+            weights, which `keras.utils.set_random_seed` seeds.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.

@@ -66,8 +66,8 @@ class AnnealedVAE(MonteCarloVAE):
             trained separately. `log p(x, z_K)` of the weight always uses the decoder itself.
         recompute: Whether the backward pass computes the decoder's activations again rather than
             keep them: less memory at large K, for longer training steps.
-        seed: Integer from which all draws of the model come. The initial weights of its networks do
-            not: `keras.utils.set_random_seed` determines them.
+        seed: Integer from which all random numbers are drawn, but not the networks' initial
+            weights, which `keras.utils.set_random_seed` seeds.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.
@@ -321,5 +321,7 @@ def clone(network: keras.Layer) -> keras.Layer:
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
             "`cloned_decoder=True` copies the decoder through `get_config`, which a subclassed "
-            f"model must define. Received: decoder of class {type(network).__name__}"
+            "model must define, and `from_config`, which needs your own classes and functions "
+            "registered with `keras.saving.register_keras_serializable`. "
+            f"Received: decoder of class {type(network).__name__}"
         ) from error

@@ -1,7 +1,7 @@
 """The base of all models: densities from networks, the methods for users, saving."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import keras
 import tensorflow as tf
@@ -38,8 +38,8 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
         decoder: Any Keras model that maps `z [B, D]` to the likelihood's parameters `[B, ...]`.
         likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
         num_samples: S, the number of importance samples.
-        seed: Integer from which all draws of the model come. The initial weights of its networks do
-            not: `keras.utils.set_random_seed` determines them.
+        seed: Integer from which all random numbers are drawn, but not the networks' initial
+            weights, which `keras.utils.set_random_seed` seeds.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras. Networks have their own.
@@ -333,12 +333,13 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
 
     # Saving.
 
-    def export(self, filepath: Any = None, *args: Any, **kwargs: Any) -> None:
-        """Refers to the functions of this package, whose files have a signature for each method."""
-        raise NotImplementedError(
-            "Export the model by `tf_mcvae.export_saved_model(model, path)`, which writes a "
-            "signature for each of its methods; `export_onnx` and `export_tflite` write other "
-            f"formats. Received: filepath={filepath!r}"
+    def export(self, filepath: Any, format: str = "tf_saved_model", **kwargs: Any) -> NoReturn:
+        """Raises: `tf_mcvae.export` writes models, with signatures that Keras does not know of."""
+        raise ValueError(
+            "Keras' `export` knows none of the model's functions but `call`. Use "
+            "`tf_mcvae.export.export_saved_model(model, path)` for TensorFlow, `export_onnx` for "
+            "ONNX or `export_tflite` for TFLite; `model.save` writes a model that can be trained. "
+            f"Received: {type(self).__name__}.export({filepath!r}, format={format!r})"
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from tf_mcvae import distribute
+from tf_mcvae.models.updates import build_optimizer, places_of_optimized
 from tf_mcvae.performance.plan import (
     ExecutionPlan,
     JitCompile,
@@ -84,14 +85,17 @@ class CompiledModel(keras.Model):
         if config:
             config["skip_gradient_norm"] = self.skip_gradient_norm
             config["jit_compile"] = self.jit_requested
+            config |= places_of_optimized(self)
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as before saving."""
         with distribute.scope_of(self):
-            self.compile(**keras.saving.deserialize_keras_object(config))
+            arguments = keras.saving.deserialize_keras_object(config)
+            optimized = arguments.pop("optimized", None)
+            self.compile(**arguments)
             if self.built:
-                self.optimizer.build(self.trainable_variables)
+                build_optimizer(self, optimized)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function of a training step as Keras does, after building the optimizer.
@@ -100,7 +104,7 @@ class CompiledModel(keras.Model):
         """
         if not self.optimizer.built:
             with distribute.scope_of(self):
-                self.optimizer.build(self.trainable_variables)
+                build_optimizer(self)
         return super().make_train_function(force)
 
     def expect_steps(self, count: int | None) -> None:

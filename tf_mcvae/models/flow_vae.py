@@ -33,8 +33,8 @@ class FlowVAE(MonteCarloVAE):
         flow: `"realnvp"`, `"iaf"`, `"bnaf"`, or the first flow, a `Flow` layer; see `FlowStack`.
         num_flows: Number of flows. A single `"realnvp"` leaves half of the dimensions as they are.
         num_samples: S.
-        seed: Integer from which all draws of the model come. The initial weights of its networks do
-            not: `keras.utils.set_random_seed` determines them.
+        seed: Integer from which all random numbers are drawn, but not the networks' initial
+            weights, which `keras.utils.set_random_seed` seeds.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.

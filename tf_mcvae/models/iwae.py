@@ -36,8 +36,8 @@ class IWAE(MonteCarloVAE):
         gradient: The encoder's gradient estimator: `"plain"`; `"stl"`, sticking the landing
             (Roeder et al., arXiv 1703.09194), which omits the score term and is biased for S > 1;
             or `"dreg"`, doubly reparameterised, which is unbiased and has a lower variance.
-        seed: Integer from which all draws of the model come. The initial weights of its networks do
-            not: `keras.utils.set_random_seed` determines them.
+        seed: Integer from which all random numbers are drawn, but not the networks' initial
+            weights, which `keras.utils.set_random_seed` seeds.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.

@@ -73,8 +73,8 @@ class LMCVAE(AnnealedVAE):
             `sum_k |drift_k - score_{b_k}|^2` to minus the bound, which remains a bound.
         learned_reverse: Whether networks define the kernels that run backwards; or a
             `LearnedReverse` layer.
-        seed: Integer from which all draws of the model come. The initial weights of its networks do
-            not: `keras.utils.set_random_seed` determines them.
+        seed: Integer from which all random numbers are drawn, but not the networks' initial
+            weights, which `keras.utils.set_random_seed` seeds.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.

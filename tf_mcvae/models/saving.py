@@ -1,24 +1,23 @@
-"""Loading saved models, with the true reason where that fails."""
+"""Loading saved models, and the reasons why a file cannot be loaded."""
 
 import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
 from typing import Any
 
+import h5py  # type: ignore[import-untyped]
 import keras
 
 from tf_mcvae.models.base import MonteCarloVAE
 
-_UNKNOWN = re.compile(r"Could not locate (class|function) '([^']+)'")
-_ENTRIES = {"config.json", "metadata.json", "model.weights.h5"}
+_UNKNOWN = re.compile(r"Could not (?:locate|deserialize) (class|function) '([^']+)'")
 
 
 def load_model(
     path: str | os.PathLike[str],
     *,
-    custom_objects: Mapping[str, Any] | None = None,
+    custom_objects: dict[str, Any] | None = None,
     safe_mode: bool = True,
 ) -> MonteCarloVAE:
     """Loads a model that `model.save("x.keras")` wrote.
@@ -28,91 +27,86 @@ def load_model(
 
     Args:
         path: A `.keras` file.
-        custom_objects: Classes and functions of yours in the model, by name, that are not
-            registered with Keras.
-        safe_mode: Whether Python code in the file, as of a `Lambda` layer, is refused. Load files
-            that you do not trust only so.
+        custom_objects: Classes and functions that are not registered with Keras, by name.
+        safe_mode: Whether Python lambdas in the file are refused. They can run any code: give False
+            only for files whose source you trust.
 
     Returns:
         The model, compiled as it was, with its optimizer's state, counters and step sizes.
 
     Raises:
-        ValueError: If there is no such file, it is damaged or not a `.keras` file, it needs a class
-            or function that is not known or code that is refused, it was written by other versions,
-            or it does not hold a model of this package.
+        ValueError: If there is no such file, it is damaged, Keras cannot make the model of it, or
+            it does not hold a model of this package.
     """
-    name = os.fspath(path)
+    received = f"Received: {os.fspath(path)!r}"
     if not os.path.isfile(path):
-        raise ValueError(_no_file(name))
-    if not os.access(path, os.R_OK):
-        raise ValueError(f"The file may not be read: change its permissions. Received: {name!r}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            "The file is damaged, or was not written by `model.save` with a name that ends in "
-            f".keras; weights alone are loaded by `model.load_weights`. Received: {name!r}"
-        )
+        raise ValueError(f"There is no such file. {received}")
     try:
         model = keras.models.load_model(path, custom_objects=custom_objects, safe_mode=safe_mode)
-    except Exception as error:  # Its type depends on the reason.
-        raise ValueError(f"{_reason(name, error)} Received: {name!r}") from error
+    except Exception as error:  # Its type depends on what is wrong with the file.
+        raise ValueError(f"{_reason(path, error)} {received}") from error
     if not isinstance(model, MonteCarloVAE):
         raise ValueError(
             "The file does not hold a tf_mcvae model; `keras.models.load_model` loads others. "
-            f"Received: {type(model).__name__} in {name!r}"
+            f"Received: {type(model).__name__} in {os.fspath(path)!r}"
         )
     return model
 
 
-def _no_file(name: str) -> str:
-    if os.path.isdir(name):
+def _reason(path: str | os.PathLike[str], error: Exception) -> str:
+    """Returns why a file was not loaded, and the mend."""
+    if isinstance(error, MemoryError | PermissionError):
+        return f"The file cannot be read ({error}): make it readable, or free memory."
+    if h5py.is_hdf5(path):
         return (
-            "This is a folder, and a .keras file is needed; `tf.saved_model.load` loads exported "
-            f"models. Received: {name!r}"
+            "The file is an HDF5 file, not a .keras file. If it holds weights, make the model, "
+            "build it, and call `model.load_weights`."
         )
-    return f"There is no such file. Received: {name!r}"
-
-
-def _reason(name: str, error: BaseException) -> str:
-    """Returns in sentences why a zip file could not be loaded, and how to mend it."""
-    if _is_damaged(name):
-        return "The file is damaged: copy it again from its source, or save the model again."
-    messages = [str(cause) for cause in _causes(error)]
-    for kind, what in (found for text in messages for found in _UNKNOWN.findall(text)):
+    try:
+        versions = _check_file(path)
+    except Exception as damage:  # Likewise.
+        return f"The file is damaged ({type(damage).__name__}): copy or save it again."
+    text = str(error)
+    unknown = _UNKNOWN.search(text)
+    if unknown is not None:
+        kind, name = unknown.groups()
         return (
-            f"The model needs the {kind} {what!r}, which Keras does not know: import the module "
-            "that registers it by `keras.saving.register_keras_serializable`, or pass "
-            f"`custom_objects={{{what!r}: {what}}}`."
+            f"The file holds a {kind} that is not known here, {name!r}: give it as "
+            f"`custom_objects={{{name!r}: ...}}`, or register it with "
+            "`keras.saving.register_keras_serializable` and import its module before loading."
+            f"{versions}"
         )
-    if any("safe_mode" in text or "unsafe_deserialization" in text for text in messages):
+    if "lambda" in text and "safe_mode" in text:
         return (
-            "The file holds Python code, as of a `Lambda` layer, which is refused: if you trust "
-            "the file, pass `safe_mode=False`; or use a layer of your own, registered with Keras."
+            "The file holds a Python lambda, which can run any code, so it was not loaded: if you "
+            "trust the file's source, give `safe_mode=False`. A registered function instead of the "
+            "lambda needs no permission."
         )
-    first_line = messages[-1].strip().split("\n", maxsplit=1)[0]
+    # Keras puts the errors of nested objects one into the other, each with its configuration.
+    cause = re.split(r"Exception encountered: |during deserialization: ", text)[-1].strip()
     return (
-        f"The file is intact, but cannot be loaded ({first_line.rstrip('.')}). It was written with "
-        f"Keras {_writer(name)}, and Keras {keras.__version__} is installed: install the versions "
-        "that the model was saved with."
+        f"The file is not damaged, but Keras cannot make the model of it: {type(error).__name__}: "
+        f"{cause[:500].rstrip('.')}. A class of your own must take in `__init__`, or handle in "
+        f"`from_config`, all that its `get_config` returns, and make the same weights.{versions}"
     )
 
 
-def _is_damaged(name: str) -> bool:
-    try:
-        with zipfile.ZipFile(name) as file:
-            return file.testzip() is not None or not set(file.namelist()) >= _ENTRIES
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, NotImplementedError):
-        return True
+def _check_file(path: str | os.PathLike[str]) -> str:
+    """Reads the parts of a `.keras` file, and returns its version of Keras if it is another.
 
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and those that led to it, the first of all last."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _writer(name: str) -> str:
-    """Returns the version of Keras that wrote a file."""
-    with zipfile.ZipFile(name) as file:
-        metadata = json.loads(file.read("metadata.json"))
-    return str(metadata.get("keras_version", "of an unknown version"))
+    Raises:
+        Exception: Of some type, if the file is damaged.
+    """
+    with zipfile.ZipFile(path) as file:
+        if file.testzip() is not None:
+            raise zipfile.BadZipFile
+        json.loads(file.read("config.json"))
+        written_by = json.loads(file.read("metadata.json"))["keras_version"]
+        with file.open("model.weights.h5") as weights, h5py.File(weights, "r"):
+            pass
+    if written_by == keras.__version__:
+        return ""
+    return (
+        f" It was written by Keras {written_by}, and Keras {keras.__version__} is installed: "
+        "versions may differ in what they read."
+    )

@@ -45,7 +45,8 @@ class TrainedModel(CompiledModel):
     A subclass defines `estimate`, `members`, and if they apply `metric_names` and `adapt`.
 
     Attributes:
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all random numbers are drawn, but not the networks' initial
+            weights, which `keras.utils.set_random_seed` seeds.
         event_shape: Shape of one example, once the model is built.
         likelihood: Knows which values are possible.
         decoder: Maps latents to the likelihood's parameters.

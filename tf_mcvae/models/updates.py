@@ -1,5 +1,7 @@
 """The update of a training step: gradients are applied or skipped, and counted."""
 
+from collections.abc import Sequence
+
 import keras
 import tensorflow as tf
 
@@ -69,6 +71,27 @@ class Updates:
     def _clip_norm(self) -> float | None:
         """Returns the global norm to which the optimizer clips, or None."""
         return getattr(distribute.inner_optimizer(self._model.optimizer), "global_clipnorm", None)
+
+
+def places_of_optimized(model: keras.Model) -> dict[str, list[int]]:
+    """Returns where the variables that the optimizer was built for are among `model.weights`.
+
+    Returns nothing if they are the trainable ones. They differ if layers were frozen or thawed
+    since `compile`; the optimizer's state is that of these variables.
+    """
+    # Keras has no public name for them.
+    optimized = {id(variable) for variable in getattr(model.optimizer, "_trainable_variables", ())}
+    if not model.optimizer.built or optimized == {id(v) for v in model.trainable_variables}:
+        return {}
+    return {"optimized": [i for i, w in enumerate(model.weights) if id(w) in optimized]}
+
+
+def build_optimizer(model: keras.Model, optimized: Sequence[int] | None = None) -> None:
+    """Builds the optimizer for the trainable variables, or for those at these places."""
+    if optimized is None:
+        model.optimizer.build(model.trainable_variables)
+    else:
+        model.optimizer.build([model.weights[place] for place in optimized])
 
 
 def _of_one_dtype(gradients: list[tf.Tensor | None]) -> list[tf.Tensor | None]:

@@ -24,8 +24,8 @@ class VAE(MonteCarloVAE):
         decoder: Maps `z [B, D]` to the likelihood's parameters.
         likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
         num_samples: S.
-        seed: Integer from which all draws of the model come. The initial weights of its networks do
-            not: `keras.utils.set_random_seed` determines them.
+        seed: Integer from which all random numbers are drawn, but not the networks' initial
+            weights, which `keras.utils.set_random_seed` seeds.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.
