@@ -7,7 +7,8 @@ the repetitions whose result has no warning.
 
 All repetitions are copies of the images in one call: an image's draws depend on its index. The
 results are then made anew for the images of each repetition. Prints the table, writes
-`error_bar_coverage.json` to the output folder, and with all rows also puts the table into the page.
+`error_bar_coverage.json` to the output folder. With all rows it also measures the pilot run, by
+`pilot_acceptance.py`, and puts the tables into the page.
 To add rows, write a function of the number of repetitions and a seed that returns cases, and a line
 of `ROWS`.
 """
@@ -23,6 +24,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pilot_acceptance
 import tensorflow as tf
 from linear_gaussian import Problem, log_evidence, make_model, make_problem
 
@@ -366,7 +368,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     path.write_text(json.dumps(results, indent=1) + "\n")
     print(table(cases))
     if set(options.rows) == set(ROWS):
-        put_table(table(cases), options.page)
+        pilot = pilot_acceptance.measure(options.output)
+        print(pilot)
+        put_table(f"{table(cases)}\n\n{pilot}", options.page)
 
 
 if __name__ == "__main__":

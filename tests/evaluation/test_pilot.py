@@ -67,9 +67,7 @@ def test_step_sizes_are_finite_where_the_curvature_is_not_known(curvature):
 
 
 @pytest.mark.slow
-def test_the_study_prints_its_row(tmp_path, capsys):
+def test_the_study_prints_its_table(tmp_path, capsys):
     study.main(["--output", str(tmp_path), "--temperatures", "3", "--leapfrogs", "3"])
-    assert capsys.readouterr().out.startswith(
-        "| acceptance after the pilot run of AIS | T = 3 to 3"
-    )
+    assert "\n| T = 3 | " in capsys.readouterr().out
     assert len(json.loads((tmp_path / "pilot_acceptance.json").read_text())) == 4

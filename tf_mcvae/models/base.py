@@ -7,20 +7,17 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tf_mcvae import distribute, random
+from tf_mcvae import random
 from tf_mcvae.checks import ExplicitArguments, check_positive_integer, check_seeds
 from tf_mcvae.kernels import AnnealedPath
 from tf_mcvae.layers import likelihoods
 from tf_mcvae.layers.composite import Composite, finish_build
 from tf_mcvae.layers.likelihoods import Likelihood
 from tf_mcvae.layers.priors import StandardNormal
-from tf_mcvae.models import advice
 from tf_mcvae.models.batch import Array, Batch
 from tf_mcvae.models.changes import Check, CheckedChanges
 from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.models.generative import GenerativeModel, LogProbFn
-from tf_mcvae.models.input_check import InputCheck
-from tf_mcvae.models.inputs import check_inputs
 from tf_mcvae.models.posterior import diagonal_normal, latent_dim_of, loc_and_scale
 from tf_mcvae.models.training import CALL_STREAM, TrainedModel
 from tf_mcvae.objectives.bounds import iwae
@@ -48,15 +45,8 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
         dtype: Data type or policy of the computations, as in Keras. Networks have their own.
             Densities, chains and weights are in `float64` if it is `"float64"`, and in `float32`
             otherwise, mixed precision included; see `precision`.
-
-    Attributes:
-        has_transitions: Whether the decoder runs in inference mode in training, since all
-            transitions need the same density.
     """
 
-    has_transitions = False
-    _warned_of_grey = False
-    _warned_of_decoder = False
     changeable: ClassVar[Mapping[str, Check]] = {
         "num_samples": check_positive_integer,
         "seed": lambda name, value: random.as_seed(value),
@@ -93,59 +83,6 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
     def members(self) -> tuple[keras.Layer, ...]:
         """Returns the networks and the likelihood."""
         return (self.encoder, self.decoder, self.likelihood)
-
-    def check_inputs(self, x: Any) -> Any:
-        """Checks examples as `inputs.check_inputs` does, and builds the model if it is not built.
-
-        Args:
-            x: Array, `tf.data.Dataset`, `keras.utils.PyDataset`, generator, or another iterable of
-                batches.
-
-        Returns:
-            The data to read instead of `x`.
-        """
-        check = self._input_check()
-        checked = check_inputs(x, check)
-        self._build_for(check.event_shape)
-        return checked
-
-    def check_batch(self, x: Any) -> Array:
-        """Checks a batch of examples as `check_inputs` does, and returns the one to use."""
-        if isinstance(x, list | tuple):
-            x = tf.convert_to_tensor(x)
-        if not hasattr(x, "shape"):
-            raise TypeError(
-                f"A batch of examples must be an array [B, ...]. Received: {type(x).__name__}"
-            )
-        check = self._input_check()
-        checked = check.array(x)
-        self._build_for(check.event_shape)
-        return checked
-
-    def _input_check(self) -> InputCheck:
-        known = self.event_shape if self.built else None
-        return InputCheck(self.likelihood, known, None if self._warned_of_grey else self._grey)
-
-    def _build_for(self, event_shape: tuple[int, ...] | None) -> None:
-        if event_shape is None:  # Replicas have the data.
-            self.require_built()
-        elif not self.built:
-            with distribute.scope_of(self):
-                self.build((None, *event_shape))
-
-    def _grey(self) -> None:
-        if not self._warned_of_grey:
-            self._warned_of_grey = True
-            advice.warn_of_grey(self.likelihood)
-
-    def make_train_function(self, force: bool = False) -> Any:
-        """Makes the function of a training step; before the first, warns of unsuitable decoders."""
-        if not self._warned_of_decoder:
-            self._warned_of_decoder = True
-            advice.check_decoder(self.decoder, self.latent_dim, self.likelihood)
-            if self.has_transitions:
-                advice.check_transitions(self.decoder)
-        return super().make_train_function(force)
 
     # Networks to densities.
 

@@ -13,13 +13,16 @@ import tensorflow as tf
 
 from tf_mcvae import distribute, random
 from tf_mcvae.checks import plain_errors
-from tf_mcvae.models.batch import Batch
+from tf_mcvae.layers.likelihoods import Likelihood
+from tf_mcvae.models import advice
+from tf_mcvae.models.batch import Array, Batch
 from tf_mcvae.models.callbacks import all_callbacks
 from tf_mcvae.models.coming_steps import steps_at_end
 from tf_mcvae.models.compilation import CompiledModel
 from tf_mcvae.models.divergence import warn_of_loss
 from tf_mcvae.models.estimate import Estimate, added, joined
-from tf_mcvae.models.inputs import check_not_empty
+from tf_mcvae.models.input_check import InputCheck
+from tf_mcvae.models.inputs import check_inputs, check_not_empty
 from tf_mcvae.models.penalties import add_penalties, clear_penalties
 from tf_mcvae.models.updates import Updates
 from tf_mcvae.models.weights import weighted_arguments, weighted_data
@@ -39,16 +42,26 @@ class TrainedModel(CompiledModel):
     without an error. The model is built from their shape: a model that its first step builds would
     lose the optimizer's state when it is saved and loaded.
 
-    A subclass defines `estimate`, `check_inputs`, `check_batch`, `members`, and if they apply
-    `metric_names` and `adapt`.
+    A subclass defines `estimate`, `members`, and if they apply `metric_names` and `adapt`.
 
     Attributes:
         seed: Integer from which all random numbers are drawn.
         event_shape: Shape of one example, once the model is built.
+        likelihood: Knows which values are possible.
+        decoder: Maps latents to the likelihood's parameters.
+        latent_dim: D, once the model is built.
+        has_transitions: Whether the decoder runs in inference mode in training, since all
+            transitions need the same density.
     """
 
     seed: int
     event_shape: tuple[int, ...]
+    likelihood: Likelihood
+    decoder: keras.Layer
+    latent_dim: int
+    has_transitions = False
+    _warned_of_grey = False
+    _warned_of_decoder = False
     _evaluating = False
     _has_bad_loss = False
 
@@ -78,14 +91,6 @@ class TrainedModel(CompiledModel):
 
     def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
         """Evaluates the objective on a batch."""
-        raise NotImplementedError
-
-    def check_inputs(self, x: Any) -> Any:
-        """Checks examples, builds the model from their shape, and returns the data to read."""
-        raise NotImplementedError
-
-    def check_batch(self, x: Any) -> Any:
-        """Checks an array of examples as `check_inputs` does."""
         raise NotImplementedError
 
     def metric_names(self) -> tuple[str, ...]:
@@ -198,6 +203,61 @@ class TrainedModel(CompiledModel):
     def predict_on_batch(self, x: Any) -> Any:
         """Returns reconstructions of a batch; as `keras.Model.predict_on_batch`."""
         return super().predict_on_batch(self.check_batch(x))
+
+    # The examples.
+
+    def check_inputs(self, x: Any) -> Any:
+        """Checks examples as `inputs.check_inputs` does, and builds the model if it is not built.
+
+        Args:
+            x: Array, `tf.data.Dataset`, `keras.utils.PyDataset`, generator, or another iterable of
+                batches.
+
+        Returns:
+            The data to read instead of `x`.
+        """
+        check = self._input_check()
+        checked = check_inputs(x, check)
+        self._build_for(check.event_shape)
+        return checked
+
+    def check_batch(self, x: Any) -> Array:
+        """Checks a batch of examples as `check_inputs` does, and returns the one to use."""
+        if isinstance(x, list | tuple):
+            x = tf.convert_to_tensor(x)
+        if not hasattr(x, "shape"):
+            raise TypeError(
+                f"A batch of examples must be an array [B, ...]. Received: {type(x).__name__}"
+            )
+        check = self._input_check()
+        checked = check.array(x)
+        self._build_for(check.event_shape)
+        return checked
+
+    def _input_check(self) -> InputCheck:
+        known = self.event_shape if self.built else None
+        return InputCheck(self.likelihood, known, None if self._warned_of_grey else self._grey)
+
+    def _build_for(self, event_shape: tuple[int, ...] | None) -> None:
+        if event_shape is None:  # Replicas have the data.
+            self.require_built()
+        elif not self.built:
+            with distribute.scope_of(self):
+                self.build((None, *event_shape))
+
+    def _grey(self) -> None:
+        if not self._warned_of_grey:
+            self._warned_of_grey = True
+            advice.warn_of_grey(self.likelihood)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes the function of a training step; before the first, warns of unsuitable decoders."""
+        if not self._warned_of_decoder:
+            self._warned_of_decoder = True
+            advice.check_decoder(self.decoder, self.latent_dim, self.likelihood)
+            if self.has_transitions:
+                advice.check_transitions(self.decoder)
+        return super().make_train_function(force)
 
     # The steps.
 
