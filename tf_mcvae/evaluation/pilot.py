@@ -36,7 +36,7 @@ _SHARE, _WIDEST = 8, 25
 _FIRST_STEP = 0.5
 # Gain within run r: the first number times a power of r. The very first transitions have the gain
 # `_START_GAIN / k`, if it is larger.
-_GAIN_WITHIN, _POWER, _START_GAIN = 0.15, -0.7, 2.0
+_GAIN_WITHIN, _POWER, _START_GAIN = 0.15, -0.67, 2.0
 # Limits of the gain of Newton's method, and how much a run's slope counts after the next one.
 _LEAST_GAIN, _LARGEST_GAIN, _KEPT = 0.05, 1.4, 0.5
 # Half the number of neighbours from which a slope is measured, and the transitions at the start of
