@@ -53,23 +53,32 @@ class Problem(NamedTuple):
         weights: W, `[N, D]`.
         x: Images, `[B, N]`.
         log_evidence: `log p(x)`, `[B]`, in nats.
+        sigma: Standard deviation of the noise.
     """
 
     weights: np.ndarray
     x: np.ndarray
     log_evidence: np.ndarray
+    sigma: float = SIGMA
 
 
-def make_problem(num_pixels: int, latent_dim: int, batch_size: int, seed: int) -> Problem:
+def make_problem(
+    num_pixels: int, latent_dim: int, batch_size: int, seed: int, sigma: float = SIGMA
+) -> Problem:
     """Draws W and a batch of images, and computes their evidence in float64."""
     rng = np.random.default_rng(seed)
     weights = rng.normal(size=[num_pixels, latent_dim]) / np.sqrt(num_pixels)
-    noise = SIGMA * rng.normal(size=[batch_size, num_pixels])
+    noise = sigma * rng.normal(size=[batch_size, num_pixels])
     x = rng.normal(size=[batch_size, latent_dim]) @ weights.T + noise
-    covariance = weights @ weights.T + SIGMA**2 * np.eye(num_pixels)
+    return Problem(weights, x, log_evidence(weights, x, sigma), sigma)
+
+
+def log_evidence(weights: np.ndarray, x: np.ndarray, sigma: float) -> np.ndarray:
+    """Returns `log N(x; 0, W W' + sigma^2 I)`, `[B]`, for images `[B, N]`."""
+    covariance = weights @ weights.T + sigma**2 * np.eye(len(weights))
     _, log_det = np.linalg.slogdet(2.0 * np.pi * covariance)
     distance = np.sum(x * np.linalg.solve(covariance, x.T).T, axis=1)
-    return Problem(weights, x, -0.5 * (log_det + distance))
+    return -0.5 * (log_det + distance)
 
 
 def make_model(problem: Problem, model_class: Any, settings: dict[str, Any], seed: int) -> Any:
@@ -79,10 +88,10 @@ def make_model(problem: Problem, model_class: Any, settings: dict[str, Any], see
     decoder = keras.Sequential([keras.layers.Dense(num_pixels, use_bias=False)])
     if model_class is not VAE:
         settings = {"step_size": STEP_SIZE, **settings}
-    model = model_class(encoder, decoder, likelihood=Gaussian(SIGMA), seed=seed, **settings)
+    model = model_class(encoder, decoder, likelihood=Gaussian(problem.sigma), seed=seed, **settings)
     model.build((None, num_pixels))
-    precision = np.eye(latent_dim) + problem.weights.T @ problem.weights / SIGMA**2
-    to_mean = np.linalg.solve(precision, problem.weights.T / SIGMA**2).T
+    precision = np.eye(latent_dim) + problem.weights.T @ problem.weights / problem.sigma**2
+    to_mean = np.linalg.solve(precision, problem.weights.T / problem.sigma**2).T
     log_variance = -np.log(np.diag(precision))
     encoder.set_weights(
         [

@@ -18,6 +18,15 @@ def iwae(log_weights):
     return logsumexp(log_weights) - np.log(len(log_weights))
 
 
+def jackknife(log_weights):
+    """Bias and variance of `iwae`, leaving out one of the draws `[S, ...]` at a time."""
+    log_weights = np.asarray(log_weights, np.float64)
+    size = len(log_weights)
+    without = np.array([iwae(np.delete(log_weights, s, 0)) for s in range(size)])
+    bias = (size - 1) * (without.mean(0) - iwae(log_weights))
+    return bias, (size - 1) * without.var(0)
+
+
 def normal_log_prob(x, loc, scale):
     x, loc, scale = (np.asarray(value, np.float64) for value in (x, loc, scale))
     return np.sum(-0.5 * ((x - loc) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi), -1)

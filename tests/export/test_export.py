@@ -161,7 +161,8 @@ def expected_answers(model, x, z, seed, num_samples):
     weights = np.exp(log_weights - log_weights.max(axis=0))
     mean = weights.mean(axis=0)
     log_likelihood = log_weights.max(axis=0) + np.log(mean)
-    standard_error = weights.std(axis=0, ddof=1) / np.sqrt(NUM_SAMPLES) / mean
+    bias, variance = jackknife(log_weights)
+    standard_error = np.sqrt(variance + bias**2)
     # Draws are made in groups of eight.
     further = tf_mcvae.random.fold_in(seed, 1)
     draws = [*model.posterior_sample(x, 8, seed), *model.posterior_sample(x, 3, further)]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Unpack
 
 import numpy as np
@@ -21,13 +21,13 @@ from tf_mcvae.evaluation.chunks import (
     score_in_parts,
     start_progress,
 )
-from tf_mcvae.evaluation.results import (
+from tf_mcvae.evaluation.doubts import LEAST_SIMULATED
+from tf_mcvae.evaluation.results import BidirectionalGap, LogLikelihoodEstimate, summarise
+from tf_mcvae.evaluation.uncertainty import (
     Array,
-    BidirectionalGap,
-    LogLikelihoodEstimate,
     Moments,
+    shared_draw_errors,
     standard_error,
-    summarise,
 )
 from tf_mcvae.kernels import HamiltonianMonteCarlo, TransitionResults
 from tf_mcvae.kernels.path import AnnealedPath
@@ -105,7 +105,7 @@ def estimate_log_likelihood(
         return _results(*anneal.forward(x, step_sizes, random.at_row(score_seed, first)))
 
     results = score_in_chunks(score, model, data, settings.num_chains, chunk_size, progress)
-    return _summary(*results, used)
+    return _summary(model, *results, used)
 
 
 def bidirectional_gap(
@@ -170,12 +170,8 @@ def bidirectional_gap(
         runs[0].add(x, *score_in_parts(score_below, x, first))
         runs[1].add(x, *score_in_parts(score_above, (x, z), first))
         rows.extend(range(first, first + count))
-    used = {**asdict(settings), "seed": seed}
-    joined = (of_all_workers(rows, run.columns, run.sums) for run in runs)
-    below, above = (_summary(*results, used) for results in joined)
-    above = _negated(above)
-    gaps = above.per_example - below.per_example
-    return BidirectionalGap(below, above, float(np.mean(gaps)), standard_error(gaps))
+    joined = [of_all_workers(rows, run.columns, run.sums) for run in runs]
+    return _gap(model, *joined[0], *joined[1], {**asdict(settings), "seed": seed})
 
 
 def _resolved(settings: AISSettings | None, overrides: AISOverrides) -> AISSettings:
@@ -317,20 +313,34 @@ def _results(log_weights: tf.Tensor, acceptance: tf.Tensor) -> tuple[Array, Arra
 
 
 def _summary(
-    log_weights: Array, accepted: Array, settings: dict[str, Any]
+    model: MonteCarloVAE, log_weights: Array, accepted: Array, settings: dict[str, Any]
 ) -> LogLikelihoodEstimate:
-    moments = Moments.of(log_weights)
-    name = f"AIS-{settings['num_temperatures']}"
-    values, variances = moments.log_mean, moments.log_mean_variance
-    acceptance = accepted / log_weights.shape[1]
-    return summarise(name, values, variances, moments, settings, acceptance)
+    moments, acceptance = Moments.of(log_weights), accepted / log_weights.shape[1]
+    name, errors = f"AIS-{settings['num_temperatures']}", moments.log_mean_errors
+    return summarise(name, moments.log_mean, errors, moments, settings, model.weights, acceptance)
 
 
-def _negated(estimate: LogLikelihoodEstimate) -> LogLikelihoodEstimate:
-    """Turns an estimate of `-log p(x)` into one of `log p(x)`."""
-    return replace(
-        estimate,
-        method=f"{estimate.method} backwards",
-        mean=-estimate.mean,
-        per_example=-estimate.per_example,
+def _gap(
+    model: MonteCarloVAE,
+    log_weights: Array,
+    accepted: Array,
+    reverse_log_weights: Array,
+    reverse_accepted: Array,
+    settings: dict[str, Any],
+) -> BidirectionalGap:
+    """Returns the bounds from log weights `[S, N]` with `E[w] = p(x)` and `E[w] = 1 / p(x)`."""
+    below = _summary(model, log_weights, accepted, settings)
+    moments, errors = Moments.of(reverse_log_weights), Moments.of(log_weights).log_mean_errors
+    bounds = -moments.log_mean
+    gaps = bounds - below.per_example
+    above = summarise(
+        f"{below.method} backwards",
+        bounds,
+        shared_draw_errors(gaps, errors, moments.log_mean_errors),
+        moments,
+        settings,
+        model.weights,
+        reverse_accepted / len(gaps),
+        least_examples=LEAST_SIMULATED,
     )
+    return BidirectionalGap(below, above, float(np.mean(gaps)), standard_error(gaps))

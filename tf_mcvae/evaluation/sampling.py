@@ -17,19 +17,21 @@ from tf_mcvae.evaluation.chunks import (
     score_in_chunks,
     start_progress,
 )
+from tf_mcvae.evaluation.doubts import not_finite
 from tf_mcvae.evaluation.results import (
-    Array,
     LogLikelihoodEstimate,
-    Moments,
     summarise,
     to_plain,
+    with_warnings,
 )
+from tf_mcvae.evaluation.uncertainty import NUM_GROUPS, Array, Errors, Moments, quiet
 from tf_mcvae.models import MonteCarloVAE
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.performance.fusion import fusing_graph
 
 # Number of draws of an example in a block. The random numbers depend on it, so it is not a setting.
-_BLOCK = 50
+# The running sums have a group for each draw of a block.
+_BLOCK = NUM_GROUPS
 
 
 def estimate_elbo(
@@ -49,9 +51,8 @@ def estimate_elbo(
     moments, settings = _from_encoder(
         model, data, num_samples, chunk_size, seed, checkpoint, verbose
     )
-    variances = moments.scatter_log / max(num_samples - 1, 1) / num_samples
-    variances = variances if num_samples > 1 else np.full_like(variances, np.nan)
-    return summarise("ELBO", moments.mean_log, variances, moments, settings, judge_weights=False)
+    values, errors = moments.mean_log, moments.mean_log_errors
+    return summarise("ELBO", values, errors, moments, settings, model.weights, judge="draws")
 
 
 def estimate_iwae(
@@ -92,8 +93,8 @@ def estimate_iwae(
     moments, settings = _from_encoder(
         model, data, num_samples, chunk_size, seed, checkpoint, verbose
     )
-    name = f"IWAE-{num_samples}"
-    return summarise(name, moments.log_mean, moments.log_mean_variance, moments, settings)
+    name, values, errors = f"IWAE-{num_samples}", moments.log_mean, moments.log_mean_errors
+    return summarise(name, values, errors, moments, settings, model.weights)
 
 
 def estimate_bound(
@@ -116,9 +117,9 @@ def estimate_bound(
 
     values, _ = score_in_chunks(score, model, data, model.num_samples, chunk_size)
     settings = {"num_samples": model.num_samples, "seed": seed}
-    moments = Moments.of(values)
-    variances = np.full_like(values[0], np.nan)
-    return summarise(f"{type(model).__name__} bound", values[0], variances, moments, settings)
+    name, unknown = f"{type(model).__name__} bound", np.full_like(values[0], np.nan)
+    errors, moments = Errors(unknown, unknown), Moments.of(values)
+    return summarise(name, values[0], errors, moments, settings, model.weights, judge="nothing")
 
 
 def _from_encoder(
@@ -144,11 +145,12 @@ def _from_encoder(
             log_weights = draw(x, random.at_row(random.fold_in(base_seed, number), first))
             part = Moments.of(log_weights[: num_samples - number * block])
             moments = part if moments is None else moments.merged(part)
-        return np.stack(moments[1:] if moments else []), np.zeros([0])
+        return np.vstack(moments[1:] if moments else []), np.zeros([0])
 
-    progress = start_progress(checkpoint, model, data, {"draws": "encoder", **settings}, verbose)
+    fingerprint = {"draws": "encoder", "groups": block, **settings}
+    progress = start_progress(checkpoint, model, data, fingerprint, verbose)
     columns, _ = score_in_chunks(score, model, data, block, chunk_size, progress)
-    return Moments(num_samples, *columns), settings
+    return Moments(num_samples, columns[:block], *columns[block:]), settings
 
 
 def _block_of_weights(
@@ -169,22 +171,22 @@ class LatentStatistics:
         variance: Variance over the data of each dimension's location, `[D]`.
         active_units: Number of dimensions whose variance is above 0.01.
         num_examples: N.
+        warnings: Reasons to doubt the numbers.
     """
 
     kl: Array
     variance: Array
     active_units: int
     num_examples: int
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the statistics as JSON types."""
         return to_plain(self)
 
     def __str__(self) -> str:
-        return (
-            f"{self.active_units} of {len(self.kl)} latent dimensions active, "
-            f"KL {np.sum(self.kl):.2f} nats"
-        )
+        text = f"{self.active_units} of {len(self.kl)} latent dimensions active, "
+        return with_warnings(f"{text}KL {np.sum(self.kl):.2f} nats", self.warnings)
 
 
 def latent_statistics(model: MonteCarloVAE, data: Any, chunk_size: int = 1000) -> LatentStatistics:
@@ -215,7 +217,8 @@ def latent_statistics(model: MonteCarloVAE, data: Any, chunk_size: int = 1000) -
     locs, divergences = (
         np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True)
     )
-    variance = np.var(locs, axis=0, ddof=1) if len(locs) > 1 else np.zeros(locs.shape[1])
-    return LatentStatistics(
-        np.mean(divergences, axis=0), variance, int(np.sum(variance > 0.01)), len(locs)
-    )
+    with quiet():
+        variance = np.var(locs, axis=0, ddof=1) if len(locs) > 1 else np.zeros(locs.shape[1])
+        active, kl = int(np.sum(variance > 0.01)), np.mean(divergences, axis=0)
+        warnings = not_finite(np.sum(divergences, axis=1), model.weights)
+    return LatentStatistics(kl, variance, active, len(locs), warnings)

@@ -165,18 +165,19 @@ class Scores(NamedTuple):
     def warnings(self) -> list[str]:
         """Returns the warnings of all estimates, each with the name of its estimate."""
         results = list(self.estimates.values())
-        found = [f"{result.method}: {text}" for result in results for text in result.warnings]
+        found = [f"latents: {text}" for text in self.latents.warnings]
+        found += [f"{result.method}: {text}" for result in results for text in result.warnings]
         if self.gap is not None:
-            found += [f"gap, forwards: {text}" for text in self.gap.lower.warnings]
-            found += [f"gap, backwards: {text}" for text in self.gap.upper.warnings]
+            found += [f"gap, {text}" for text in self.gap.warnings]
         return found
 
 
 def report(scores: Scores) -> str:
     """Returns the table, the other results and last the warnings, in at most 100 columns."""
-    lines = [str(scores.latents)]
+    # The first lines; the warnings come last, all together.
+    lines = [str(scores.latents).splitlines()[0]]
     if scores.gap is not None:
-        lines += [f"{scores.gap}, {scores.seconds['gap']:.1f} s"]
+        lines += [f"{str(scores.gap).splitlines()[0]}, {scores.seconds['gap']:.1f} s"]
     lines += [f"warning: {text}" for text in scores.warnings()]
     wrapped = (textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
     return "\n".join([table(scores), _LEGEND, "", *wrapped])

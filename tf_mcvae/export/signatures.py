@@ -1,6 +1,7 @@
 """The signatures of a served model: named functions of named tensors."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -81,14 +82,14 @@ OUTPUTS = {
     },
     "log_likelihood": {
         "log_likelihood": Named("nats", "estimate of log p(x)"),
-        "standard_error": Named("nats", "of the estimate, over draws"),
+        "standard_error": Named("nats", "of the estimate, over draws, by the jackknife"),
     },
     "anomaly_score": {
         "anomaly_score": Named("nats", "minus the estimate of log p(x)"),
         "p_value": Named(
             "0 to 1", "share of ordinary images with a score this high; only after calibration"
         ),
-        "standard_error": Named("nats", "of the score, over draws"),
+        "standard_error": Named("nats", "of the score, over draws, by the jackknife"),
     },
 }
 OUTPUTS["serving_default"] = OUTPUTS["encode"]
@@ -278,8 +279,24 @@ class Signatures:
 
 
 def standard_error(log_weights: tf.Tensor) -> tf.Tensor:
-    """Returns the delta-method standard error of `iwae(log_weights)`, `[B]`, for `[S, B]`."""
+    """Returns the jackknife's standard error of `iwae(log_weights)`, `[B]`, for `[S, B]`.
+
+    With `J_s = log (1 - w_s / sum w)`, the change of the estimate without draw s up to a constant,
+
+        variance = (S - 1)/S sum_s (J_s - mean J)^2,    bias = (S - 1) (mean J - log (1 - 1/S)),
+
+    and the result is the root of `variance + bias^2`, the mean squared error. It is a twin of
+    `tf_mcvae.evaluation.uncertainty.jackknife` for a graph.
+    """
     num_samples = log_weights.shape[0]
-    relative = num_samples * tf.nn.softmax(log_weights, axis=0)
-    variance = tf.reduce_sum(tf.square(relative - 1.0), axis=0) / (num_samples - 1)
-    return tf.sqrt(variance / num_samples)
+    # At most one share is above a half: that of the largest, whose complement is summed anew.
+    largest = tf.one_hot(tf.argmax(log_weights, 0), num_samples, True, False, 0, tf.bool)
+    others = tf.where(largest, -np.inf, log_weights)
+    rest = tf.reduce_logsumexp(others, axis=0) - tf.reduce_logsumexp(log_weights, axis=0)
+    shares = tf.minimum(tf.nn.softmax(log_weights, axis=0), 0.5)
+    # Finite where all weights but one are 0.
+    without = tf.where(largest, tf.maximum(rest, -1e9), tf.math.log1p(-shares))
+    mean = tf.reduce_mean(without, axis=0)
+    variance = tf.reduce_sum(tf.square(without - mean), axis=0) * (1.0 - 1.0 / num_samples)
+    bias = (num_samples - 1.0) * (mean - math.log1p(-1.0 / num_samples))
+    return tf.sqrt(variance + tf.square(bias))
