@@ -33,18 +33,36 @@ MODES = {
 def pytest_generate_tests(metafunc):
     if "path" not in metafunc.fixturenames:
         return
-    prefixes = {"test_model": ("vae", "iwae", "lmcvae", "amcvae"), "test_ais": ("nll",)}
     folders = {HERE / "fixtures": (), PUBLISHED_CONV: (pytest.mark.slow,)}
     folders |= {Path(folder): () for folder in metafunc.config.getoption("--recorded")}
+    marks = {
+        path: marks for folder, marks in folders.items() for path in sorted(folder.glob("*.npz"))
+    }
     metafunc.parametrize(
         "path",
         [
-            pytest.param(path, id=path.stem, marks=marks)
-            for folder, marks in folders.items()
-            for path in sorted(folder.glob("*.npz"))
-            if path.stem.startswith(prefixes[metafunc.function.__name__])
+            pytest.param(path, id=path.stem, marks=marks[path])
+            for path in of_kind(metafunc.function.__name__, marks)
         ],
     )
+
+
+# The tests, and how the names of the files begin that they reproduce.
+KINDS = {"test_model": ("vae", "iwae", "lmcvae", "amcvae"), "test_ais": ("nll",)}
+
+
+def of_kind(test, paths):
+    """The files of a test, after a check that each file has a test."""
+    known = tuple(kind for kinds in KINDS.values() for kind in kinds)
+    unknown = [str(path) for path in paths if not path.stem.startswith(known)]
+    if unknown:
+        raise ValueError(f"Names of recorded files must begin with one of {known}: {unknown}")
+    return [path for path in paths if path.stem.startswith(KINDS[test])]
+
+
+def test_no_recorded_file_is_skipped_in_silence():
+    with pytest.raises(ValueError, match="other_k3"):
+        of_kind("test_model", [Path("vae_n1.npz"), Path("other_k3.npz")])
 
 
 def close(actual, expected, tolerance=1e-4):
@@ -130,9 +148,16 @@ def missing_constant(fixture):
     return 0.5 * fixture.config["hidden_dim"] * np.log(2.0 * np.exp(before))
 
 
-def check_probabilities(log_actual, log_expected):
-    """Compares probabilities: their logarithms near 0 are float32 differences of large numbers."""
-    close(np.exp(log_actual), np.exp(log_expected))
+def check_probabilities(log_actual, log_expected, log_p, num_transitions=1):
+    """Compares probabilities: their logarithms near 0 are float32 differences of large numbers.
+
+    The logarithm of an acceptance is a difference of two log-densities, each of which may be a
+    float32 unit off, 2.4e-4 for |log p| = 3,750. The tolerance is 1e-4, or as many units if they
+    are more; the logarithm of a product over transitions adds up theirs.
+    """
+    unit = np.spacing(np.max(np.abs(log_p)).astype(np.float32))
+    tolerance = max(1e-4, 2 * num_transitions * unit)
+    close(np.exp(log_actual), np.exp(log_expected), tolerance)
 
 
 def check_transitions(fixture, model, run):
@@ -155,10 +180,11 @@ def check_transitions(fixture, model, run):
         if not learned:  # Otherwise the drift was recorded instead.
             close(scores, fixture.unfold("trace/make_transition.4", 1))
     else:
-        check_probabilities(results.log_choice_prob, fixture.unfold("trace/make_transition.2", 1))
+        log_p, choices = results.endpoints.log_p, results.log_choice_prob
+        check_probabilities(choices, fixture.unfold("trace/make_transition.2", 1), log_p)
         close(scores, fixture.unfold("trace/make_transition.3", 1))
-        total = tf.reduce_sum(results.log_choice_prob, 0)
-        check_probabilities(total, fixture.unfold("out/sum_log_alphas"))
+        total = tf.reduce_sum(choices, 0)
+        check_probabilities(total, fixture.unfold("out/sum_log_alphas"), log_p, len(choices))
 
 
 def check_gradients(fixture, model, gradients):
@@ -222,13 +248,14 @@ def test_ais(path, mode, monkeypatch):
             ),
             3,
             ROOT_SEED,
-            trace_fn=lambda state, results: (state, results.is_accepted, results.log_choice_prob),
+            trace_fn=lambda state, results: (state, results),
         )
 
     result = MODES[mode](run)(tf.constant(fixture.x))
-    states, accepted, choices = result.trace
+    states, results = result.trace
     close(states, fixture.unfold("trace/make_transition.0", 1))
-    assert np.array_equal(accepted, fixture.unfold("trace/make_transition.2", 1))
-    check_probabilities(choices, fixture.unfold("trace/make_transition.3", 1))
+    assert np.array_equal(results.is_accepted, fixture.unfold("trace/make_transition.2", 1))
+    recorded = fixture.unfold("trace/make_transition.3", 1)
+    check_probabilities(results.log_choice_prob, recorded, results.endpoints.log_p)
     nll = -np.mean(scipy.special.logsumexp(result.log_weights, 0) - np.log(10))
     close(nll, fixture["out/nll"])

@@ -304,3 +304,11 @@ def test_a_seed_for_each_row_says_how_to_draw():
         tf.random.stateless_normal([4], SEEDS["per-row"])
     with pytest.raises(TypeError, match=r"shape \[B, 2\]. Received: seeds="):
         random.per_row([1, 2])
+
+
+def test_uniform_draws_are_never_0_or_1(monkeypatch):
+    """Whatever the bits: a logarithm or a comparison would meet infinity, or a certain event."""
+    for bits, expected in ((0, 2.0**-24), (-1, 1.0 - 2.0**-24)):
+        monkeypatch.setattr(random, "integers", lambda shape, seed, b=bits: tf.fill(shape, b))
+        draws = random.uniform([3], random.as_seed(1)).numpy()
+        np.testing.assert_array_equal(draws, np.full(3, expected, np.float32))

@@ -13,6 +13,7 @@ from reference import LinearGaussian, iwae, within
 import tf_mcvae
 from tf_mcvae.kernels import MetropolisHastings, UncalibratedHamiltonian
 from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.generative import GenerativeModel
 from tf_mcvae.objectives.annealed import annealed_importance_sampling
 
 PPCA = LinearGaussian()
@@ -205,3 +206,69 @@ def test_gradients_are_those_of_the_bound(model_class, settings):
     estimates = gradients_of_log_slope(model, seeds)
     reference = finite_differences(model, range(1000, 1400), settings["num_samples"], 0.02)
     assert differ(estimates, reference) < 5
+
+
+@pytest.mark.parametrize("model_class", [tf_mcvae.LMCVAE, tf_mcvae.AMCVAE])
+def test_any_number_of_transitions(model_class):
+    """A graph that takes the number as a tensor is traced once, and gives the eager numbers."""
+    steps = [0.05, 0.08, 0.1, 0.06]
+    schedule = "linear" if model_class is tf_mcvae.LMCVAE else "sigmoidal"
+    model = PPCA.model(model_class, num_transitions=4, step_size=steps, schedule=schedule)
+    traced = []
+
+    @tf.function
+    def log_weights(num_transitions):
+        traced.append(1)
+        return model.log_weights(X, 3, 20_000, num_transitions)
+
+    for number in (1, 7):
+        weights = log_weights(tf.constant(number))
+        assert within(np.exp(np.asarray(weights, np.float64) - LOG_EVIDENCE), 1.0)
+        eager = model.log_weights(X, 3, 20_000, num_transitions=number)
+        np.testing.assert_allclose(weights, eager, atol=1e-4)
+    own = model.log_weights(X, 3, 20_000)
+    np.testing.assert_allclose(log_weights(tf.constant(4)), own, atol=1e-4)
+    assert np.any(np.abs(eager - own) > 1e-2)
+    assert len(traced) == 1
+    draws = model.posterior_sample(X, 5, seed=1, num_transitions=7)
+    assert draws.shape == (5, 3, 2)
+    assert model.bound(X, 3, 6, num_transitions=7).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("case", "number", "message"),
+    [
+        ("VAE", 2, "no transitions"),
+        ("IWAE", 2, "no transitions"),
+        ("FlowVAE-realnvp", 2, "no transitions"),
+        ("LMCVAE-all_learnable", 3, "a weight for each"),
+        ("LMCVAE-learned-drift", 3, "networks for each"),
+        ("LMCVAE-learned-reverse", 3, "networks for each"),
+        ("LMCVAE-linear", 0, "positive integer"),
+        ("LMCVAE-linear", 2.0, "positive integer"),
+    ],
+)
+def test_no_other_number_of_transitions(case, number, message):
+    model = make(case)
+    for method in (model.bound, model.log_weights, model.posterior_sample):
+        with pytest.raises(ValueError, match=rf"{message}.*Received: .*num_transitions={number}"):
+            method(X, seed=1, num_transitions=number)
+
+
+def test_the_published_weight_of_a_cloned_decoder_is_biased():
+    """It omits `b_K (log p_true - log p_clone)(z_K)`; the README has the ratios."""
+    model = make("AMCVAE-cloned")
+
+    @tf.function
+    def run():
+        batch = Batch(tf.constant(X))
+        result = model.run_transitions(batch, tf.constant([1, 2]), 50_000)
+        clone = GenerativeModel(model.prior, model.transition_decoder, model.likelihood)
+        differ = model.generative.bind(batch)(result.state) - clone.bind(batch)(result.state)
+        return result.log_weights, model.schedule.inverse_temperatures()[-2] * differ
+
+    log_weights, omitted = (np.asarray(value, np.float64) for value in run())
+    ours = np.exp(log_weights - LOG_EVIDENCE)
+    published = np.exp(log_weights - omitted - LOG_EVIDENCE)
+    assert within(ours, 1.0)
+    np.testing.assert_allclose(published.mean(0), [0.97, 0.97, 0.88], atol=0.01)

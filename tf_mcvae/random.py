@@ -108,14 +108,18 @@ def fold_in(seed: Seed, data: int | tf.Tensor) -> Seed:
 
 
 def _bits(shape: Any, seed: Seed) -> tf.Tensor:
-    """Returns uniform integers in `[0, 2^23)` as `float32`."""
+    """Returns uniform integers in `[0, 2^23)` plus one half, as `float32`."""
     draws = seed.integers(shape) if isinstance(seed, RowSeed) else integers(shape, seed)
     draws = tf.bitwise.right_shift(tf.bitcast(draws, tf.uint32), tf.constant(9, tf.uint32))
-    return tf.cast(draws, tf.float32)
+    return tf.cast(draws, tf.float32) + 0.5
 
 
 def uniform(shape: Any, seed: Seed) -> tf.Tensor:
-    """Draws from the uniform distribution on `[0, 1)`.
+    """Draws from the uniform distribution on the open interval (0, 1).
+
+    The draws are the odd multiples of 2^-24 below 1, so that neither a logarithm nor a comparison
+    meets 0 or 1: an event of probability p never happens if p is at most 2^-24, and always if p is
+    above 1 - 2^-24.
 
     Args:
         shape: The shape, `[S, B, ...]`. With a `RowSeed`, axis 1 is the batch.
@@ -139,7 +143,7 @@ def normal(shape: Any, seed: Seed) -> tf.Tensor:
     Returns:
         `float32` tensor of shape `shape`, equal to rounding in eager, graph and XLA execution.
     """
-    centred = (_bits(shape, seed) + 0.5) * (2.0 * _UNIT) - 1.0
+    centred = _bits(shape, seed) * (2.0 * _UNIT) - 1.0
     return np.float32(np.sqrt(2.0)) * tf.math.erfinv(centred)
 
 

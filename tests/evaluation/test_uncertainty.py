@@ -3,16 +3,16 @@
 The slow tests measure how often intervals cover values that are known exactly.
 """
 
+import importlib
 import json
+import pathlib
 
-import keras
 import numpy as np
 import pytest
 import reference
 import scipy.stats
 import tensorflow as tf
 from reference import LinearGaussian
-from test_experiments import study
 
 import tf_mcvae
 from tf_mcvae.evaluation import (
@@ -33,7 +33,15 @@ PPCA = LinearGaussian()
 X = PPCA.data(10)
 VAE = PPCA.model(tf_mcvae.VAE)
 QUICK = {"num_temperatures": 3, "num_chains": 4, "num_leapfrog_steps": 1, "step_size": 0.5}
-coverage = study("error_bar_coverage")
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture(scope="module")
+def coverage():
+    """The script, which imports another one from its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXPERIMENTS)
+        return importlib.import_module("error_bar_coverage")
 
 
 # Formulas.
@@ -50,7 +58,8 @@ def test_jackknife_leaves_out_one_draw_at_a_time(num_draws, spread):
     np.testing.assert_allclose(errors.bias, bias, rtol=1e-6, atol=1e-11)
     np.testing.assert_allclose(errors.variance, variance, rtol=1e-6)
     served = served_error(tf.constant(log_weights + 100.0, tf.float32))
-    np.testing.assert_allclose(served, np.sqrt(variance + bias**2), rtol=1e-3)
+    widened = scipy.stats.t.ppf(0.975, num_draws - 1) / 1.96
+    np.testing.assert_allclose(served, widened * np.sqrt(variance + bias**2), rtol=1e-3)
     if spread < 0.01:  # The delta method.
         delta = np.exp(log_weights + 100.0).var(0, ddof=1) / num_draws
         np.testing.assert_allclose(variance, delta, rtol=0.01)
@@ -84,7 +93,7 @@ def test_served_error_is_finite_where_all_weights_but_one_vanish():
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95])
-@pytest.mark.parametrize("count", [2, 5, 10_000])
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 10_000])
 def test_intervals_have_quantiles_of_student(count, level):
     low, high = uncertainty.student_interval(3.0, 2.0, count, level)
     expected = scipy.stats.t.interval(level, count - 1, 3.0, 2.0)
@@ -103,7 +112,7 @@ def test_every_result_has_an_interval():
         assert result.interval(0.9) == expected
         assert result.interval()[0] < expected[0] < mean
     assert np.all(np.isnan(estimate_elbo(VAE, X[:1], 20).interval()))
-    with pytest.raises(ValueError, match=r"between 0 and 1. Received: level=95"):
+    with pytest.raises(ValueError, match=r"between 0 and 1.*Received: level=95"):
         estimate.interval(95)
 
 
@@ -117,7 +126,12 @@ def test_error_of_chains_that_share_a_draw():
     known = [uncertainty.Errors(np.zeros(1), np.array([v])) for v in (0.3, 0.5)]
     errors = uncertainty.shared_draw_errors(deviations.sum(0), *known)
     np.testing.assert_allclose(errors.variance, 1.5, rtol=0.03)
-    np.testing.assert_allclose(errors.bias, 0.5 * errors.variance)
+    np.testing.assert_allclose(errors.bias, 0.5 * errors.variance, rtol=1e-3)
+    # Few examples widen it by Student's t.
+    few = uncertainty.shared_draw_errors(np.array([-1.0, 0.0, 1.0]), *known)
+    widened = (scipy.stats.t.ppf(0.975, 2) / 1.96) ** 2
+    np.testing.assert_allclose(few.variance, widened * 1.0 - 0.3, rtol=1e-6)
+    np.testing.assert_allclose(few.bias, 0.5 * (1.0 - 0.3))
     # The chains' own error is the least, and a single example shows nothing.
     assert uncertainty.shared_draw_errors(np.zeros(4), *known).variance[0] == 0.5
     assert np.isnan(uncertainty.shared_draw_errors(np.zeros(1), *known).variance[0])
@@ -189,7 +203,7 @@ def test_a_model_of_nan_is_named_first(name):
     assert values.get("mean") is None
     if name not in ("gap", "latents"):
         other = compare(result, result)
-        assert "10 of 10 estimates are not finite" in other.warnings[0]
+        assert "10 of 10 differences are not finite" in other.warnings[0]
 
 
 def test_single_examples_that_are_not_finite_are_counted():
@@ -206,17 +220,35 @@ def test_single_examples_that_are_not_finite_are_counted():
 
 # Coverage.
 
+ROWS = ("few_images", "comparisons", "annealing", "importance", "both_sides", "served")
+# What the documentation says is not covered: a served error from fewer than 64 draws, or from
+# weights without a third moment.
+NOT_COVERED = ("S = 4", "S = 16", "heavy tails")
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", coverage.ROWS)
-def test_intervals_cover_as_often_as_they_say(row):
+@pytest.mark.parametrize("row", ROWS)
+def test_intervals_cover_as_often_as_they_say(row, coverage):
     """The rows of the table in docs/evaluation.md, with a seed of its own.
 
-    Of 400 repetitions, at least 65 % and 93 % are wanted without a warning. A share of 65 % has a
-    standard deviation of 2.4 % and one of 93 % of 1.3 %; at 3 of them a false alarm in 700.
+    At least 65 % and 93 % are wanted where no warning is given. The shares of 400 repetitions have
+    standard deviations of 2.4 % and 1.3 %; at 3 of them a false alarm in 700 for each.
     """
-    keras.utils.set_random_seed(0)
+    assert set(ROWS) <= coverage.ROWS.keys()
     for case in coverage.ROWS[row](400, seed=7):
-        if case.warned < 0.5:
-            assert case.covered_68 > 0.65 - 3 * 0.024, case
-            assert case.covered_95 > 0.93 - 3 * 0.013, case
+        if case.warned < 0.5 and not any(text in case.setting for text in NOT_COVERED):
+            assert case.silent_68 > 0.65 - 3 * 0.024, case
+            assert case.silent_95 > 0.93 - 3 * 0.013, case
+
+
+def test_the_coverage_of_a_known_distribution(coverage, tmp_path):
+    """Of the multiples -2 to 2 of the error, three are within 1.96 of them and one within 1."""
+    off, warned = np.array([-2.0, -1.5, 0.0, 1.5, 2.0]), [(), (), ("doubt",), (), ()]
+    case = coverage.by_errors("error", "setting", off, np.ones(5), warned)
+    assert case[2:] == pytest.approx((0.2, 0.6, 0.2, 0.0, 0.5))
+    assert "| error | setting | 20 % / 60 % | 20 % | 0 % / 50 % |" in coverage.table([case])
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- error_bar_coverage.py -->\nold\n<!-- end -->\nafter\n")
+    coverage.put_table("new", page)
+    expected = "before\n<!-- error_bar_coverage.py -->\nnew\n<!-- end -->\nafter\n"
+    assert page.read_text() == expected

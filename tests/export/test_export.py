@@ -8,7 +8,9 @@ import sys
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
+from reference import jackknife
 
 import tf_mcvae
 from tf_mcvae.cli import run_data, training
@@ -162,7 +164,8 @@ def expected_answers(model, x, z, seed, num_samples):
     mean = weights.mean(axis=0)
     log_likelihood = log_weights.max(axis=0) + np.log(mean)
     bias, variance = jackknife(log_weights)
-    standard_error = np.sqrt(variance + bias**2)
+    widened = scipy.stats.t.ppf(0.975, NUM_SAMPLES - 1) / 1.96
+    standard_error = widened * np.sqrt(variance + bias**2)
     # Draws are made in groups of eight.
     further = tf_mcvae.random.fold_in(seed, 1)
     draws = [*model.posterior_sample(x, 8, seed), *model.posterior_sample(x, 3, further)]

@@ -15,7 +15,7 @@ from reference import within
 from tf_mcvae import kernels, random
 from tf_mcvae.kernels.path import AnnealedPath
 from tf_mcvae.kernels.step_size_rules import published_acceptance_update, variance_update
-from tf_mcvae.kernels.transition import log_accept_probs
+from tf_mcvae.kernels.transition import draw_acceptance, log_accept_probs
 
 tfd = tfp.distributions
 SCALES = np.array([0.5, 1.5], np.float32)
@@ -372,3 +372,47 @@ def test_drifts_are_any_functions_of_the_place():
     np.testing.assert_allclose(results.log_ratio, np.sum(back - there, -1), rtol=1e-4)
     error = np.sum((2 * features * np.ones([2, 2])) ** 2, -1)
     np.testing.assert_allclose(results.diagnostics["drift_error"], error, rtol=1e-5)
+
+
+@pytest.mark.parametrize("acceptance", ["metropolis", "barker"])
+def test_the_smallest_draw_does_not_accept_hopeless_proposals(acceptance, monkeypatch):
+    """Not even with bits that are all 0; what is unknown is hopeless."""
+    monkeypatch.setattr(random, "integers", lambda shape, seed: tf.zeros(shape, tf.int32))
+    log_ratio = tf.constant([-60.0, -np.inf, np.nan, 0.0, np.inf])
+    log_accept, log_reject = log_accept_probs(log_ratio, acceptance)
+    accepted = draw_acceptance(log_accept, random.as_seed(1)).numpy()
+    assert accepted.tolist() == [False, False, False, True, True]
+    assert not np.any(np.isnan(log_accept))
+    assert not np.any(np.isnan(log_reject))
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["MALA", "MALA-barker", "HMC", "HMC-persistent"])
+def test_rejected_overflows_do_not_reach_the_gradient(name, compiled):
+    """Chains that start with a possible state keep it, and all gradients are finite."""
+    start = tf.constant([[0.4, 1.0], [2.0, -0.5]])
+
+    @tf.function(jit_compile=compiled)
+    def run(scale):
+        def log_prob(z):
+            return -tf.reduce_sum(tf.square(z / scale) + tf.nn.softplus(z), -1)
+
+        path = AnnealedPath(lambda z: -0.5 * tf.reduce_sum(tf.square(z), -1), log_prob)
+        kernel = ALL[name](path, inverse_temperature=0.5)
+        inner = kernel.inner_kernel
+        with tf.GradientTape() as tape:
+            tape.watch(scale)
+            state, results, total = start, kernel.bootstrap_results(start), 0.0
+            for index, step in enumerate((1e19, 1e30, 1e37)):
+                inner.step_size = tf.constant(step)
+                state, results = kernel.one_step(state, results, random.as_seed(index))
+                total += tf.reduce_sum(results.log_ratio + results.log_choice_prob)
+            total += tf.reduce_sum(results.endpoints.log_p)
+        return state, results.is_accepted, results.carry, tape.gradient(total, scale)
+
+    state, accepted, carry, gradient = run(tf.constant([1.0, 2.0]))
+    np.testing.assert_array_equal(state, start)
+    assert not np.any(accepted)
+    assert all(np.all(np.isfinite(tf.cast(c, tf.float32))) for c in tf.nest.flatten(carry))
+    assert np.all(np.isfinite(gradient))
+    assert np.any(gradient != 0.0)

@@ -101,3 +101,10 @@ def test_reversed_paths():
     recomputed = AnnealedPath(lambda z: -(z**2), lambda z, w: w * z, [tf.constant(2.0)])
     with pytest.raises(ValueError, match=r"no reverse.*Received: 1 recomputed"):
         recomputed.reversed()
+
+
+def test_a_plain_target_is_evaluated_once():
+    calls = []
+    path = AnnealedPath.from_target(lambda z: calls.append(1) or -tf.reduce_sum(z**2, -1))
+    path.endpoints(tf.constant(STATE))
+    assert len(calls) == 1

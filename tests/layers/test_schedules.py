@@ -11,6 +11,7 @@ from tf_mcvae.layers.schedules import (
     SCHEDULES,
     LearnedSchedule,
     LinearSchedule,
+    Schedule,
     SigmoidalSchedule,
     get_schedule,
     sigmoid_temperatures,
@@ -137,3 +138,64 @@ def test_sigmoid_temperatures(num_temperatures, steepness):
     assert values.dtype == np.float32
     assert (values[0], values[-1]) == (0, 1)
     assert np.all(np.diff(values) > 0)
+
+
+@pytest.mark.parametrize("value", [-1e38, -100.0, 39.0, 100.0, 1e38])
+@pytest.mark.parametrize("num_transitions", [3, 4])
+@pytest.mark.parametrize("name", ["sigmoidal", "all_learnable"])
+def test_extreme_weights_give_the_limits(name, num_transitions, value):
+    """Values and gradients: a straight line or a step, and the first or the last ratio."""
+    schedule = SCHEDULES[name]()
+    schedule.build(num_transitions)
+    (variable,) = schedule.trainable_variables
+    variable.assign(tf.fill(variable.shape, value))
+    grid = np.linspace(0.0, 1.0, num_transitions + 2)
+    ends = 1.0 * (grid == 1.0) if value < 0 else 1.0 * (grid > 0.0)
+    steep = grid if value < 0 else np.heaviside(grid - 0.5, 0.5)
+    expected = steep if name == "sigmoidal" else ends
+    np.testing.assert_allclose(schedule.inverse_temperatures(), expected, atol=1e-6)
+    weights = np.arange(num_transitions + 2) ** 2.0
+    assert np.all(np.abs(gradient_of_weighted_sum(schedule, variable, weights)) < 1e-6)
+
+
+class Given(Schedule):
+    """A user's schedule, whose method takes no number of transitions."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = values
+
+    def inverse_temperatures(self):
+        return tf.constant(self.values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.1, 0.3, 0.6, 1.0],
+        [0.0, 0.3, 0.6, 0.9],
+        [0.0, 0.6, 0.3, 1.0],
+        [0.0, 0.5, 1.0],
+        [0.0, np.nan, 0.6, 1.0],
+        [[0.0, 0.3, 0.6, 1.0]],
+    ],
+)
+def test_schedules_that_do_not_go_from_0_to_1(values):
+    with pytest.raises(ValueError, match=r"Given must be 4 finite.*begin with 0.*Received: \["):
+        PPCA.model(tf_mcvae.LMCVAE, num_transitions=2, schedule=Given(values))
+
+
+def test_learned_values_are_checked_when_the_model_is_built():
+    schedule = LearnedSchedule()
+    schedule.build(2)
+    schedule.logits.assign([0.0, np.nan])
+    with pytest.raises(ValueError, match=r"LearnedSchedule must be 4 finite.*Received: \["):
+        PPCA.model(tf_mcvae.AMCVAE, num_transitions=2, schedule=schedule)
+
+
+def test_a_schedule_for_its_own_number_of_transitions_only():
+    model = PPCA.model(tf_mcvae.LMCVAE, num_transitions=2, schedule=Given([0.0, 0.3, 0.6, 1.0]))
+    x = PPCA.data(2)
+    assert model.bound(x, seed=1, num_transitions=2).shape == (2,)
+    with pytest.raises(ValueError, match=r"Given has .* 2 transitions only.*Received: .*=3"):
+        model.bound(x, seed=1, num_transitions=3)

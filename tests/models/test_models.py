@@ -9,8 +9,10 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import zipfile
 
 import keras
 import memory
@@ -683,6 +685,7 @@ def test_gradients_that_are_no_numbers_are_skipped():
     assert_same(model.trainable_weights[1:], weights[1:])
 
 
+@pytest.mark.filterwarnings("ignore:Training diverges:RuntimeWarning")
 @pytest.mark.parametrize("options", [{}, {"skip_gradient_norm": 1e9}, {"global_clipnorm": 1.0}])
 @pytest.mark.parametrize("rule", ADAPTED_RULES)
 def test_nothing_is_adapted_to_gradients_that_are_no_numbers(rule, options):
@@ -1055,12 +1058,86 @@ def test_load_model_refuses_other_files_in_a_sentence(tmp_path):
     whole = (tmp_path / "other.keras").read_bytes()
     (tmp_path / "cut.keras").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.keras").write_bytes(b"")
+    other.save_weights(tmp_path / "weights.weights.h5")
     sentences = {
         "missing.keras": "There is no such file",
         "cut.keras": "The file is damaged",
         "empty.keras": "The file is damaged",
+        "weights.weights.h5": "The file is damaged, or was not written by `model.save`",
         "other.keras": "The file does not hold a tf_mcvae model",
     }
     for name, sentence in sentences.items():
-        with pytest.raises(ValueError, match=rf"{sentence}.*Received: .*{name}"):
+        with pytest.raises(ValueError, match=rf"{sentence}.*Received: .*{re.escape(name)}"):
             tf_mcvae.load_model(tmp_path / name)
+
+
+class Unregistered(tf_mcvae.Bernoulli):
+    """A likelihood that Keras does not know."""
+
+
+def unregistered_activation(x):
+    return x
+
+
+REASONS = {
+    "class": (
+        {"likelihood": Unregistered},
+        None,
+        "needs the class 'Unregistered'.*custom_objects",
+        {"custom_objects": {"Unregistered": Unregistered}},
+    ),
+    "function": (
+        {},
+        lambda: keras.layers.Dense(4, activation=unregistered_activation),
+        "needs the function 'unregistered_activation'.*custom_objects",
+        {"custom_objects": {"unregistered_activation": unregistered_activation}},
+    ),
+    "code": (
+        {},
+        lambda: keras.layers.Lambda(lambda z: z[:, :1] * np.ones(4, "float32")),
+        "holds Python code.*safe_mode=False",
+        {"safe_mode": False},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REASONS)
+def test_load_model_says_why_an_intact_file_is_refused(name, tmp_path):
+    options, layer, reason, mend = REASONS[name]
+    decoder = tf_mcvae.Decoder((4,), architecture="dense")
+    if layer is not None:
+        decoder = keras.Sequential([keras.Input((2,)), layer()])
+    encoder = tf_mcvae.Encoder(2, architecture="dense")
+    model = tf_mcvae.VAE(encoder, decoder, **{key: cls() for key, cls in options.items()})
+    model.build((None, 4))
+    model.save(tmp_path / "x.keras")
+    with pytest.raises(ValueError, match=rf"{reason}.*Received: .*x\.keras"):
+        tf_mcvae.load_model(tmp_path / "x.keras")
+    loaded = tf_mcvae.load_model(tmp_path / "x.keras", **mend)
+    assert len(loaded.weights) == len(model.weights)
+
+
+def test_files_of_other_versions_are_called_so(tmp_path):
+    model = tf_mcvae.VAE(
+        tf_mcvae.Encoder(2, architecture="dense"), tf_mcvae.Decoder((4,), architecture="dense")
+    )
+    model.build((None, 4))
+    model.save(tmp_path / "old.keras")
+    with (
+        zipfile.ZipFile(tmp_path / "old.keras") as old,
+        zipfile.ZipFile(tmp_path / "new.keras", "w") as new,
+    ):
+        for name in old.namelist():
+            content = old.read(name).replace(b'"num_samples"', b'"num_draws": 2, "num_samples"')
+            new.writestr(name, content.replace(keras.__version__.encode(), b"9.1.0"))
+    with pytest.raises(ValueError, match=r"intact.*num_draws.*Keras 9\.1\.0, and Keras 3"):
+        tf_mcvae.load_model(tmp_path / "new.keras")
+
+
+def test_keras_export_names_that_of_this_package():
+    model = tf_mcvae.VAE(
+        tf_mcvae.Encoder(2, architecture="dense"), tf_mcvae.Decoder((4,), architecture="dense")
+    )
+    with pytest.raises(NotImplementedError, match=r"export_saved_model.*Received: filepath='x'"):
+        model.export("x", format="tf_saved_model")

@@ -1,6 +1,8 @@
 """Every option in float64 and in mixed precision, global or of the model and its networks."""
 
+import contextlib
 import copy
+import itertools
 
 import keras
 import numpy as np
@@ -10,6 +12,7 @@ from reference import LinearGaussian, iwae
 
 import tf_mcvae
 from tf_mcvae import random
+from tf_mcvae.performance import cores, plan
 
 X = (np.random.default_rng(0).random([6, 8]) < 0.4).astype(np.float64)
 EXAMPLES = {"num_samples": 3}
@@ -137,7 +140,8 @@ def check_results(model, dtype, x=X):
     assert all(np.all(np.isfinite(value)) for value in results.values())
 
 
-ALL = [(case, s, scope) for case in EVERY_OPTION for s in SETTINGS for scope in ("global", "local")]
+SCOPES = ("global", "local")
+ALL = list(itertools.product(EVERY_OPTION, SETTINGS, SCOPES))
 ONCE = [(case, "float64", "global") for case in OPTIONS]
 ONCE += [(case, "mixed_float16", "local") for case in OPTIONS if "FlowVAE" not in case]
 
@@ -163,16 +167,14 @@ def test_options(case, setting, scope):
 
 
 METHODS = [("LMCVAE-learned", "float64", "local")]
-ALL_METHODS = [
-    (case, s, scope) for case in OPTIONS for s in SETTINGS for scope in ("global", "local")
-]
+ALL_METHODS = list(itertools.product(OPTIONS, SETTINGS, SCOPES))
 
 
 @pytest.mark.parametrize(
     ("case", "setting", "scope"), in_both_tiers({"default": METHODS, "slow": ALL_METHODS})
 )
 def test_methods_of_keras(case, setting, scope):
-    """Arrays and data sets of either dtype; saved, copied, and loaded under the defaults."""
+    """Arrays and data sets of either dtype, and copies of the model."""
     model = make_in(setting, scope, case)
     for dtype in ("float32", "float64"):
         data = tf.data.Dataset.from_tensor_slices(X.astype(dtype)).batch(3)
@@ -183,6 +185,68 @@ def test_methods_of_keras(case, setting, scope):
     model.predict_on_batch(X)
     expected = model.bound(X, seed=1)
     np.testing.assert_array_equal(copy.deepcopy(model).bound(X, seed=1), expected)
+
+
+# How the step of a model is executed.
+EXECUTION = {
+    "graph": {"jit_compile": False},
+    "xla": {"jit_compile": True},
+    "auto": {"jit_compile": "auto"},
+    "parts": {"jit_compile": False},
+}
+ACTIVATIONS = ["gelu", "leakyrelu", "logsigmoid", "relu", "softplus", "tanh"]
+STEPS = [
+    *(("dense", "gelu", mode) for mode in EXECUTION),
+    ("conv", "gelu", "parts"),
+    *itertools.product(("dense", "conv"), ACTIVATIONS, ("graph",)),
+]
+
+
+TRACED = [("AMCVAE-variance", "float64", ("dense", "gelu", "graph"))]
+ALL_STEPS = list(itertools.product(("LMCVAE-learned", "AMCVAE-variance"), SETTINGS, STEPS))
+
+
+@pytest.mark.parametrize(
+    ("case", "setting", "step"), in_both_tiers({"default": TRACED, "slow": ALL_STEPS})
+)
+def test_execution(case, setting, step, monkeypatch):
+    architecture, activation, mode = step
+    in_parts = cores.dividing(2) if mode == "parts" else contextlib.nullcontext()
+    if mode == "parts":
+        monkeypatch.setattr(plan, "FEWEST_WEIGHTS_TO_DIVIDE", 0)
+    options = {"run_eagerly": False, **EXECUTION[mode]}
+    model = make_in(
+        setting, "global", case, architecture=architecture, activation=activation, **options
+    )
+    x = X if architecture == "dense" else np.tile(X[:, :, None, None], [1, 1, 8, 1])
+    with in_parts:
+        history = model.fit(x, batch_size=3, validation_data=x, verbose=0).history
+    assert np.all(np.isfinite(list(history.values())))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("case", ["FlowVAE-realnvp", "LMCVAE-learned", "AMCVAE-variance"])
+def test_evaluation_and_export(case, setting, tmp_path):
+    model = make_in(setting, "local", case)
+    chains = {"num_chains": 2, "num_temperatures": 4, "num_leapfrog_steps": 1}
+    prior = {"step_size": 0.1, "start": "prior", "schedule": "linear"}
+    estimates = [
+        tf_mcvae.estimate_elbo(model, X),
+        tf_mcvae.estimate_iwae(model, X, num_samples=20),
+        tf_mcvae.estimate_bound(model, X),
+        tf_mcvae.estimate_log_likelihood(model, X, **chains),
+        tf_mcvae.estimate_log_likelihood(model, X, **chains, **prior),
+        tf_mcvae.bidirectional_gap(model, 4, **chains).lower,
+    ]
+    assert all(np.all(np.isfinite(estimate.per_example)) for estimate in estimates)
+    assert np.all(np.isfinite(tf_mcvae.latent_statistics(model, X).kl))
+    for output in ("loc", "loc_and_scale", "sample"):
+        assert np.all(np.isfinite(tf_mcvae.EncoderFeatures(model, output)(X)))
+    path = tf_mcvae.export_saved_model(model, tmp_path / "served", calibration=X)
+    served = tf.saved_model.load(str(path)).signatures["anomaly_score"]
+    outputs = served(x=tf.constant(X, tf.float32), seed=tf.zeros([6, 2], tf.int32))
+    assert all(value.dtype == tf.float32 for value in outputs.values())
 
 
 @pytest.mark.parametrize("case", ["FlowVAE-iaf", "LMCVAE-learned", "AMCVAE-variance"])

@@ -36,7 +36,12 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         part = slice(6 * index, 6 * index + 6)
-        return X[part], LABELS[part], WEIGHTS[part]
+        return X[part], None, WEIGHTS[part]
+
+
+def generated():
+    yield Batches()[0]
+    yield Batches()[1]
 
 
 FIT = {"shuffle": False, "verbose": 0, "batch_size": 6}
@@ -50,6 +55,7 @@ FORMS = {
     "column in a data set": lambda m: m.fit(dataset(X, LABELS, WEIGHTS[:, None]), verbose=0),
     "data set": lambda m: m.fit(dataset(X, WEIGHTS).map(lambda x, w: (x, None, w)), verbose=0),
     "PyDataset": lambda m: m.fit(Batches(), shuffle=False, verbose=0),
+    "generator": lambda m: m.fit(generated(), steps_per_epoch=2, verbose=0),
     "batches": lambda m: [
         m.train_on_batch(X[:6], sample_weight=WEIGHTS[:6]),
         m.train_on_batch(X[6:], None, WEIGHTS[6:]),

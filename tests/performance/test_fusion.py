@@ -7,7 +7,9 @@ import tensorflow as tf
 
 import tf_mcvae
 from tf_mcvae.layers.activations import gelu
+from tf_mcvae.models import compilation
 from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.coming_steps import steps_at_end
 from tf_mcvae.performance import cores, plan
 from tf_mcvae.performance.fusion import fusing, fusing_graph, is_fusing
 from tf_mcvae.performance.upsampling import nearest_resize, upsampled_conv
@@ -188,6 +190,39 @@ def test_auto_compiles_the_training_of_dense_networks_with_transitions(
 ):
     model = dense_model(cls, jit_compile, decoder and decoder())
     assert has_loops(tf.function(model.train_step, autograph=False)) == is_compiled
+
+
+def test_auto_compiles_only_for_many_steps(monkeypatch):
+    """Compiling takes as long as hundreds of steps; steps of earlier calls count too."""
+    monkeypatch.setattr(plan, "FEWEST_STEPS_TO_COMPILE", 3)
+    model, x = dense_model(tf_mcvae.LMCVAE, "auto"), np.zeros([4, *SHAPE], np.float32)
+    plans, original = [], plan.plan_execution
+
+    def recorded(**arguments):
+        plans.append(original(**arguments))
+        return plans[-1]
+
+    monkeypatch.setattr(compilation, "plan_execution", recorded)
+    for epochs in (2, 1):
+        model.fit(x, epochs=epochs, verbose=0)
+    assert [found.compiled_by for found in plans] == ["none", "here"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"x": np.zeros([65, 2])}, 3),
+        ({"x": np.zeros([65, 2]), "batch_size": 10, "validation_split": 0.5, "epochs": 3}, 12),
+        ({"x": np.zeros([64, 2]), "epochs": 5, "initial_epoch": 3}, 4),
+        ({"x": tf.data.Dataset.range(7).batch(2), "epochs": 2}, 8),
+        ({"x": tf.data.Dataset.range(7).repeat()}, None),
+        ({"x": tf.data.Dataset.range(7).repeat(), "steps_per_epoch": 6}, 6),
+        ({"x": iter([1])}, None),
+    ],
+)
+def test_the_steps_of_a_training_are_counted(arguments, steps):
+    assert steps_at_end(arguments, 0) == steps
+    assert steps_at_end(arguments, 10) == (None if steps is None else steps + 10)
 
 
 def test_auto_leaves_evaluation_a_graph():

@@ -1,6 +1,5 @@
 """Carries out a training run: data, model, training, scores, export."""
 
-import json
 import pathlib
 import time
 import zlib
@@ -232,7 +231,8 @@ def export(
     card = {
         "data": asdict(data.spec),
         "metrics": summary,
-        **json.loads(folder.config.read_text("utf-8")),
+        "settings": asdict(config),
+        **versions_of_run(folder.config),
     }
     images = np.concatenate([np.asarray(x) for x in ordinary])
     export_saved_model(model, folder.serving, calibration=images, card=card)

@@ -148,10 +148,13 @@ def apply_gradients(
     count = num_replicas()
     if count > 1:
         scale = optimizer.scale_loss(tf.ones([]))
-        given = [g / scale for g in gradients if g is not None]
+        given = [g / tf.cast(scale, g.dtype) for g in gradients if g is not None]
         # Private, as Keras has no public method that clips.
         clipped = iter(inner_optimizer(optimizer)._clip_gradients(given))
-        gradients = [g if g is None else next(clipped) * scale / count for g in gradients]
+        factor = scale / count
+        gradients = [
+            g if g is None else next(clipped) * tf.cast(factor, g.dtype) for g in gradients
+        ]
     optimizer.apply(gradients, variables)
 
 

@@ -40,6 +40,11 @@ def _tasks() -> list[tuple[str, int]]:
     return [(kind, task) for kind in kinds for task in range(len(tasks.get(kind, [])))] or [("", 0)]
 
 
+def is_distributed_data(x: Any) -> bool:
+    """Returns whether `x` is a data set that a strategy has distributed over replicas."""
+    return isinstance(x, tf.distribute.DistributedDataset)
+
+
 def by_examples(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Makes each worker take its part of every batch of a data set.
 

@@ -1,5 +1,6 @@
 """Annealed importance sampling with Hamiltonian Monte Carlo, forwards and backwards."""
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from tf_mcvae import distribute, random
 from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.evaluation import chains
 from tf_mcvae.evaluation.chunks import (
     SEED_SPEC,
     Progress,
@@ -22,6 +24,8 @@ from tf_mcvae.evaluation.chunks import (
     start_progress,
 )
 from tf_mcvae.evaluation.doubts import LEAST_SIMULATED
+from tf_mcvae.evaluation.graphs import graph_of
+from tf_mcvae.evaluation.pilot import tuned
 from tf_mcvae.evaluation.results import BidirectionalGap, LogLikelihoodEstimate, summarise
 from tf_mcvae.evaluation.uncertainty import (
     Array,
@@ -29,21 +33,14 @@ from tf_mcvae.evaluation.uncertainty import (
     shared_draw_errors,
     standard_error,
 )
-from tf_mcvae.kernels import HamiltonianMonteCarlo, TransitionResults
-from tf_mcvae.kernels.path import AnnealedPath
 from tf_mcvae.layers.schedules import linear_temperatures, sigmoid_temperatures
 from tf_mcvae.models import MonteCarloVAE
-from tf_mcvae.models.batch import Batch
-from tf_mcvae.objectives.annealed import AnnealedSamples, annealed_importance_sampling
-from tf_mcvae.performance.fusion import fusing_graph
 from tf_mcvae_commands.ais import AISOverrides, AISSettings
 
 # Number of examples of the pilot run.
 _PILOT_EXAMPLES = 10
-# Gain of the adaptation: the log of a step size changes by this times the acceptance's error.
-_GAIN = 0.4
-# Updates of the step size that a pilot run needs, and the largest number of runs that are added.
-_PILOT_UPDATES, _MOST_CORRECTIONS = 300, 30
+# The signature of the number of chains.
+_COUNT = tf.TensorSpec([], tf.int32)
 
 
 def estimate_log_likelihood(
@@ -60,10 +57,10 @@ def estimate_log_likelihood(
     """Estimates `log p(x)` by annealed importance sampling with Hamiltonian Monte Carlo.
 
     Each chain starts from the encoder and is annealed to the posterior. A pilot run on the first 10
-    examples tunes one step size for each transition to the target acceptance, starting from 0.1 and
-    adapting it by a few per cent from transition to transition; with few temperatures further runs
-    correct it. The scored run uses other random numbers and keeps the step sizes fixed, so that
-    `E[w] = p(x)` holds.
+    examples tunes one step size for each transition to the target acceptance: it starts from the
+    curvature along the path and corrects by the acceptance, over 300 transitions or more. The
+    scored run uses other random numbers and keeps the step sizes fixed, so that `E[w] = p(x)`
+    holds.
 
     Args:
         model: A trained model of any kind.
@@ -199,111 +196,65 @@ class _Annealing:
 
     def __init__(self, model: MonteCarloVAE, images: tf.TensorSpec, settings: AISSettings) -> None:
         self.model = model
+        self.images = images
         self.settings = settings
         is_linear = settings.schedule == "linear"
         schedule = linear_temperatures if is_linear else sigmoid_temperatures
-        dtype = self.dtype = model.density_dtype
-        self.temperatures = tf.constant(schedule(settings.num_temperatures, dtype=dtype))
-        self.num_transitions = settings.num_temperatures - 1
-        number, steps = tf.TensorSpec([], dtype), tf.TensorSpec([self.num_transitions], dtype)
-        latents = tf.TensorSpec([None, model.latent_dim], dtype)
-        self.follow = fusing_graph(self._follow, [images, SEED_SPEC, number])
-        self.forward = fusing_graph(self._forward, [images, steps, SEED_SPEC])
-        self.backward = fusing_graph(self._backward, [images, latents, steps, SEED_SPEC])
+        self.dtype = model.density_dtype
+        self.temperatures = tf.constant(schedule(settings.num_temperatures, dtype=self.dtype))
+        self.num_chains = tf.constant(settings.num_chains, tf.int32)
+        self.number = tf.TensorSpec([], self.dtype)
+        self.numbers = tf.TensorSpec([None], self.dtype)  # One a temperature or a transition.
 
     def step_sizes(self, pilot: tf.Tensor, seed: random.Seed) -> tf.Tensor:
-        """Returns a step size for each transition, `[T - 1]`: the given one, or tuned.
-
-        The first run adapts the step size from transition to transition. Few transitions do not
-        suffice for that; further runs then correct each step size by its own acceptance.
-        """
-        if self.settings.step_size is not None:
-            return tf.fill([self.num_transitions], tf.constant(self.settings.step_size, self.dtype))
-        seed, target = random.at_row(seed, 0), self.settings.target_acceptance
-        step_sizes = self.follow(pilot, seed, tf.constant(target, self.dtype))
-        for number in range(min(_MOST_CORRECTIONS, _PILOT_UPDATES // self.num_transitions)):
-            _, acceptance = self.forward(pilot, step_sizes, random.fold_in(seed, number))
-            step_sizes *= tf.exp(_GAIN * (acceptance - target))
-        return step_sizes
-
-    def _follow(self, x: tf.Tensor, seed: random.Seed, target: tf.Tensor) -> tf.Tensor:
-        """Returns step sizes, each adapted to the acceptance of the transition before it."""
-
-        def step_size(index: tf.Tensor, results: TransitionResults | None) -> tf.Tensor:
-            if results is None:
-                return tf.constant(0.1, self.dtype)
-            return results.step_size * tf.exp(_GAIN * (_acceptance(None, results) - target))
-
-        start_seed, chain_seed = random.split(seed)
-        path, state = self._begin(x, start_seed)
-        run = self._run(
-            path, state, self.temperatures, step_size, chain_seed, lambda _, r: r.step_size
+        """Returns a step size for each transition, `[T - 1]`: the given one, or tuned."""
+        given, target = self.settings.step_size, self.settings.target_acceptance
+        if given is not None:
+            return tf.fill([self.settings.num_temperatures - 1], tf.constant(given, self.dtype))
+        curvature_seed, run_seed = random.split(random.at_row(seed, 0))
+        run = self._graph(
+            chains.follow, _COUNT, self.numbers, self.numbers, self.numbers, self.number
         )
-        return run.trace
+        common = pilot, self.num_chains, self.temperatures
 
-    def _forward(
+        def follow(log_steps: Array, gains: Array, number: int) -> tuple[Array, Array]:
+            values = (tf.constant(value, self.dtype) for value in (log_steps, gains, target))
+            results = run(*common, *values, random.fold_in(run_seed, number))
+            used, acceptance = (np.asarray(result, np.float64) for result in results)
+            return used, acceptance
+
+        curvature = self._graph(chains.curvature, _COUNT, self.numbers)(*common, curvature_seed)
+        return tf.constant(
+            tuned(np.asarray(curvature, np.float64)[1:-1], follow, target), self.dtype
+        )
+
+    def forward(
         self, x: tf.Tensor, step_sizes: tf.Tensor, seed: random.Seed
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns log weights `[S, B]` and each transition's acceptance `[T - 1]`."""
-        start_seed, chain_seed = random.split(seed)
-        path, state = self._begin(x, start_seed)
-        run = self._run(
-            path, state, self.temperatures, lambda k, _: step_sizes[k], chain_seed, _acceptance
-        )
-        return run.log_weights, run.trace
+        """Runs `chains.forward`."""
+        return self.forward_graph(x, self.num_chains, self.temperatures, step_sizes, seed)
 
-    def _backward(
+    def backward(
         self, x: tf.Tensor, z: tf.Tensor, step_sizes: tf.Tensor, seed: random.Seed
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The same for chains from exact draws `z [B, D]` of the posterior: `E[w] = 1 / p(x)`.
+        """Runs `chains.backward`."""
+        return self.backward_graph(x, z, self.num_chains, self.temperatures, step_sizes, seed)
 
-        It is the same sampler on the path with its ends exchanged.
-        """
-        path, _ = self._begin(x, seed)
-        state = self.model.to_states(z) if self.settings.start == "encoder" else z
-        shape = [self.settings.num_chains, *random.shape_of(state)]
-        run = self._run(
-            path.reversed(),
-            tf.broadcast_to(state, shape),
-            1.0 - tf.reverse(self.temperatures, [0]),
-            lambda k, _: step_sizes[self.num_transitions - 1 - k],
-            seed,
-            _acceptance,
-        )
-        return run.log_weights, run.trace
+    @functools.cached_property
+    def forward_graph(self) -> Any:
+        """`chains.forward`, compiled."""
+        return self._graph(chains.forward, _COUNT, self.numbers, self.numbers)
 
-    def _begin(self, x: tf.Tensor, seed: random.Seed) -> tuple[AnnealedPath, tf.Tensor]:
-        model, batch, num_chains = self.model, Batch(x), self.settings.num_chains
-        if self.settings.start == "encoder":
-            posterior = model.posterior(batch)
-            state = model.draw_posterior(posterior, num_chains, seed)
-            return model.path(batch, posterior), state
-        # In the space of z, without the flow.
-        path = AnnealedPath(model.prior.bind(), model.generative.bind(batch))
-        draws = model.prior.sample([num_chains, tf.shape(x)[0], model.latent_dim], seed)
-        return path, tf.cast(draws, self.dtype)
+    @functools.cached_property
+    def backward_graph(self) -> Any:
+        """`chains.backward`, compiled."""
+        latents = tf.TensorSpec([None, self.model.latent_dim], self.dtype)
+        return self._graph(chains.backward, latents, _COUNT, self.numbers, self.numbers)
 
-    def _run(
-        self,
-        path: AnnealedPath,
-        state: tf.Tensor,
-        temperatures: tf.Tensor,
-        step_size: Callable[[tf.Tensor, TransitionResults | None], tf.Tensor],
-        seed: random.Seed,
-        trace_fn: Callable[[Any, TransitionResults], tf.Tensor],
-    ) -> AnnealedSamples:
-        def kernel_fn(index: tf.Tensor, results: TransitionResults | None) -> HamiltonianMonteCarlo:
-            step, leapfrogs = step_size(index, results), self.settings.num_leapfrog_steps
-            return HamiltonianMonteCarlo(path, step, leapfrogs, temperatures[index + 1])
-
-        return annealed_importance_sampling(
-            path, state, kernel_fn, self.num_transitions, seed, trace_fn=trace_fn
-        )
-
-
-def _acceptance(state: Any, results: TransitionResults) -> tf.Tensor:
-    del state
-    return tf.reduce_mean(tf.cast(results.is_accepted, results.log_ratio.dtype))
+    def _graph(self, function: Callable[..., Any], *specs: tf.TypeSpec) -> Any:
+        start, leapfrogs = self.settings.start, self.settings.num_leapfrog_steps
+        signature = [self.images, *specs, SEED_SPEC]
+        return graph_of(function, self.model, start, leapfrogs, signature=signature)
 
 
 def _results(log_weights: tf.Tensor, acceptance: tf.Tensor) -> tuple[Array, Array]:

@@ -284,12 +284,17 @@ def start_progress(
     if count > 1 and checkpoint is not None:
         path = pathlib.Path(checkpoint)
         checkpoint = path.with_name(f"{path.stem}-{index + 1}-of-{count}{path.suffix}")
+    fingerprint = "" if checkpoint is None else _fingerprint(model, settings)
+    num_examples = _count(model, data) if verbose else None
+    return Progress(checkpoint, fingerprint, num_examples)
+
+
+def _fingerprint(model: MonteCarloVAE, settings: dict[str, Any]) -> str:
     parts = hashlib.sha256(_json([type(model).__name__, settings]).encode())
     for weight in model.weights:
         if weight.name not in ("step", "test_step", "epoch"):  # Counters do not affect the results.
             parts.update(np.ascontiguousarray(weight.numpy()).tobytes())
-    num_examples = _count(model, data) if verbose else None
-    return Progress(checkpoint, parts.hexdigest(), num_examples)
+    return parts.hexdigest()
 
 
 def _json(values: Any) -> str:

@@ -1,7 +1,6 @@
 """Estimates without annealing: ELBO, IWAE-k, the model's own bound; and its use of latents."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from tf_mcvae.evaluation.chunks import (
     start_progress,
 )
 from tf_mcvae.evaluation.doubts import not_finite
+from tf_mcvae.evaluation.graphs import graph_of
 from tf_mcvae.evaluation.results import (
     LogLikelihoodEstimate,
     summarise,
@@ -27,7 +27,6 @@ from tf_mcvae.evaluation.results import (
 from tf_mcvae.evaluation.uncertainty import NUM_GROUPS, Array, Errors, Moments, quiet
 from tf_mcvae.models import MonteCarloVAE
 from tf_mcvae.models.batch import Batch
-from tf_mcvae.performance.fusion import fusing_graph
 
 # Number of draws of an example in a block. The random numbers depend on it, so it is not a setting.
 # The running sums have a group for each draw of a block.
@@ -107,10 +106,7 @@ def estimate_bound(
     check_positive_integer("chunk_size", chunk_size)
     base_seed = random.as_seed(seed)
 
-    def bound_of(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return model.bound(x, seed)[tf.newaxis]
-
-    bound = fusing_graph(bound_of, [images_spec(model, data), SEED_SPEC])
+    bound = graph_of(_bound, model, signature=[images_spec(model, data), SEED_SPEC])
 
     def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
         return np.asarray(bound(x, random.at_row(base_seed, first)), np.float64), np.zeros([0])
@@ -136,13 +132,15 @@ def _from_encoder(
     check_positive_integer("chunk_size", chunk_size)
     settings = {"num_samples": num_samples, "seed": seed}
     block = min(_BLOCK, num_samples)
-    draw = _block_of_weights(model, images_spec(model, data), block)
+    size, signature = tf.constant(block, tf.int32), [images_spec(model, data), SEED_SPEC]
+    draw = graph_of(_weigh_encoder, model, signature=[*signature, tf.TensorSpec([], tf.int32)])
     base_seed = random.as_seed(seed)
 
     def score(x: tf.Tensor, first: int) -> tuple[Array, Array]:
         moments: Moments | None = None
         for number in range(-(-num_samples // block)):
-            log_weights = draw(x, random.at_row(random.fold_in(base_seed, number), first))
+            block_seed = random.fold_in(base_seed, number)
+            log_weights = draw(x, random.at_row(block_seed, first), size)
             part = Moments.of(log_weights[: num_samples - number * block])
             moments = part if moments is None else moments.merged(part)
         return np.vstack(moments[1:] if moments else []), np.zeros([0])
@@ -153,13 +151,22 @@ def _from_encoder(
     return Moments(num_samples, columns[:block], *columns[block:]), settings
 
 
-def _block_of_weights(
-    model: MonteCarloVAE, images: tf.TensorSpec, size: int
-) -> Callable[..., tf.Tensor]:
-    def draw(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return model.weigh_encoder(Batch(x), seed, size)
+def _bound(model: MonteCarloVAE, x: tf.Tensor, seed: random.Seed) -> tf.Tensor:
+    """Returns the model's own bound, `[1, B]`."""
+    return model.bound(x, seed)[tf.newaxis]
 
-    return fusing_graph(draw, [images, SEED_SPEC])
+
+def _weigh_encoder(
+    model: MonteCarloVAE, x: tf.Tensor, seed: random.Seed, size: tf.Tensor
+) -> tf.Tensor:
+    """Returns log weights of `size` draws of each example, `[size, B]`."""
+    return model.weigh_encoder(Batch(x), seed, size)
+
+
+def _encode(model: MonteCarloVAE, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns locations and KL divergences, each `[B, D]`."""
+    normal = model.posterior(Batch(x)).distribution
+    return normal.loc, model.prior.kl_divergence(normal.loc, normal.scale)
 
 
 @dataclass(frozen=True)
@@ -207,12 +214,7 @@ def latent_statistics(model: MonteCarloVAE, data: Any, chunk_size: int = 1000) -
         Burda et al., Importance Weighted Autoencoders, arXiv 1509.00519.
     """
     check_positive_integer("chunk_size", chunk_size)
-
-    @tf.function(reduce_retracing=True, autograph=False)
-    def encode(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        normal = model.posterior(Batch(x)).distribution
-        return normal.loc, model.prior.kl_divergence(normal.loc, normal.scale)
-
+    encode = graph_of(_encode, model, signature=[images_spec(model, data)])
     parts = [[np.asarray(part) for part in encode(x)] for x in batches(model, data, chunk_size)]
     locs, divergences = (
         np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True)

@@ -4,7 +4,8 @@ import math
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-import tensorflow_probability as tfp
+
+from tf_mcvae.objectives.student import student_quantile
 
 Array = np.ndarray[Any, Any]
 
@@ -175,8 +176,9 @@ def shared_draw_errors(gaps: Array, lower: Errors, upper: Errors) -> Errors:
 
         Var(upper) = Var(upper - lower) - mean_i Var(lower_i)
 
-    is left, or the variance over the chains if that is larger. The bias is half the variance, as
-    that of the log of any mean that varies little.
+    is left, or the variance over the chains if that is larger. Since the spread of few differences
+    is not known well, it is widened by `(t / 1.96)^2` with Student's t at 95 %. The bias is half
+    the variance, as that of the log of any mean that varies little.
 
     Args:
         gaps: Upper minus lower bound of each example, `[N]`.
@@ -189,8 +191,10 @@ def shared_draw_errors(gaps: Array, lower: Errors, upper: Errors) -> Errors:
     with quiet():
         below, chains = (np.mean(np.nan_to_num(errors.variance)) for errors in (lower, upper))
         spread = np.var(gaps, ddof=1) if len(gaps) > 1 else math.nan
-        variance = np.full_like(gaps, np.maximum(spread - below, chains))
-        return Errors(0.5 * variance, variance)
+        bias = 0.5 * np.maximum(spread - below, chains)
+        widened = (student_quantile(0.95, len(gaps)) / 1.96) ** 2 * spread
+        columns = np.full([2, len(gaps)], [[bias], [np.maximum(widened - below, chains)]])
+        return Errors(*columns)
 
 
 def standard_error(values: Array) -> float:
@@ -204,9 +208,6 @@ def standard_error(values: Array) -> float:
 def student_interval(mean: float, error: float, count: int, level: float) -> tuple[float, float]:
     """Returns the interval `mean ± t error` with Student's t of `count - 1` degrees of freedom.
 
-    With `I` the regularised incomplete beta function, `Pr(|T| < t) = I_x(1/2, n/2)` with
-    `x = t^2 / (n + t^2)`.
-
     Args:
         mean: A mean of `count` values.
         error: Its standard error.
@@ -216,13 +217,5 @@ def student_interval(mean: float, error: float, count: int, level: float) -> tup
     Raises:
         ValueError: If `level` is not between 0 and 1.
     """
-    if not 0.0 < level < 1.0:
-        raise ValueError(
-            f"`level` is a probability, such as 0.95, between 0 and 1. Received: level={level}"
-        )
-    if count < 2:
-        return math.nan, math.nan
-    free = count - 1.0
-    x = float(tfp.math.betaincinv(np.float64(0.5), np.float64(free / 2.0), np.float64(level)))
-    half = math.sqrt(free * x / (1.0 - x)) * error
+    half = student_quantile(level, count) * error
     return mean - half, mean + half

@@ -21,6 +21,7 @@ from tf_mcvae.export.rows import (
 )
 from tf_mcvae.models import MonteCarloVAE
 from tf_mcvae.objectives.bounds import iwae
+from tf_mcvae.objectives.student import student_quantile
 
 Images: TypeAlias = np.ndarray[Any, Any] | tf.Tensor
 
@@ -213,7 +214,7 @@ class Signatures:
     def _sorted_scores(self, images: Images) -> np.ndarray[Any, Any]:
         seeds = np.stack([np.arange(len(images)), np.full(len(images), -1)], axis=1)
         estimate = tf.function(self._log_likelihood, autograph=False)(
-            tf.convert_to_tensor(images), tf.constant(seeds, tf.int32)
+            tf.cast(images, self.images.dtype), tf.constant(seeds, tf.int32)
         )
         scores = -estimate["log_likelihood"].numpy()
         if not np.all(np.isfinite(scores)):
@@ -285,7 +286,8 @@ def standard_error(log_weights: tf.Tensor) -> tf.Tensor:
 
         variance = (S - 1)/S sum_s (J_s - mean J)^2,    bias = (S - 1) (mean J - log (1 - 1/S)),
 
-    and the result is the root of `variance + bias^2`, the mean squared error. It is a twin of
+    and the result is the root of `variance + bias^2`, the mean squared error, times
+    `t(95 %) / 1.96` with Student's t of S - 1 degrees of freedom. It is a twin of
     `tf_mcvae.evaluation.uncertainty.jackknife` for a graph.
     """
     num_samples = log_weights.shape[0]
@@ -299,4 +301,4 @@ def standard_error(log_weights: tf.Tensor) -> tf.Tensor:
     mean = tf.reduce_mean(without, axis=0)
     variance = tf.reduce_sum(tf.square(without - mean), axis=0) * (1.0 - 1.0 / num_samples)
     bias = (num_samples - 1.0) * (mean - math.log1p(-1.0 / num_samples))
-    return tf.sqrt(variance + tf.square(bias))
+    return student_quantile(0.95, num_samples) / 1.96 * tf.sqrt(variance + tf.square(bias))

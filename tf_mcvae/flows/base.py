@@ -16,8 +16,8 @@ class Flow(ExplicitArguments, keras.layers.Layer):
     """Base class of flows: an invertible map `z = T(u)` of `[..., D]` and its log-determinant.
 
     Calling the layer is the same as calling `forward`. The weights are created by
-    `build((None, D))` or by the first call. Weights and computations are in `float32` or
-    `float64`, as densities are; see `precision`.
+    `build((None, D))` or by the first call. Weights and computations are in `float32` or `float64`,
+    as densities are; see `precision`.
 
     A subclass defines `make_weights` and `forward_rows`, and `inverse_rows` if the inverse can be
     computed.

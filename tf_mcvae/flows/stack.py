@@ -1,6 +1,6 @@
 """Sequences of flows, and flows by name."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
@@ -9,13 +9,14 @@ from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.flows.affine import IAF, RealNVP
 from tf_mcvae.flows.base import Flow
 from tf_mcvae.flows.block import BNAF
+from tf_mcvae.layers.composite import Composite, clone_layer, pass_on_frozen, track_weights
 
 FlowName = Literal["realnvp", "iaf", "bnaf"]
 FLOWS: dict[str, type[Flow]] = {"realnvp": RealNVP, "iaf": IAF, "bnaf": BNAF}
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
-class FlowStack(Flow):
+class FlowStack(Composite, Flow):
     """A sequence of flows, in which every second flow sees the dimensions in reverse order.
 
     With R the reversal, `T = ... T_3 (R T_2 R) T_1`. Two or more flows therefore transform every
@@ -49,15 +50,15 @@ class FlowStack(Flow):
         super().__init__(name=name, trainable=trainable, dtype=dtype)
         check_positive_integer("num_flows", num_flows)
         first = get_flow(flow, dtype)
-        config = {key: value for key, value in first.get_config().items() if key != "name"}
-        copies = [type(first).from_config(config) for _ in range(num_flows - 1)]
-        self.flows = [first, *copies]
+        self.flows = [first, *(clone_layer(first, name=None) for _ in range(num_flows - 1))]
+        pass_on_frozen(self)
 
     def make_weights(self, latent_dim: int) -> None:
         """Creates the weights of all flows that are not built."""
         for flow in self.flows:
             if not flow.built:
                 flow.build((None, latent_dim))
+        track_weights(self)
 
     def forward_rows(self, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns `T(u)`, `[N, D]`, and `log |det T'(u)|`, `[N]`, for `u [N, D]`."""
@@ -77,11 +78,6 @@ class FlowStack(Flow):
         """Returns the constructor's arguments."""
         first = keras.saving.serialize_keras_object(self.flows[0])
         return {**super().get_config(), "flow": first, "num_flows": len(self.flows)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """Creates a stack from the result of `get_config`."""
-        return cls(**{**config, "flow": keras.saving.deserialize_keras_object(config["flow"])})
 
 
 def _reverse_if(condition: bool, states: tf.Tensor) -> tf.Tensor:

@@ -1,5 +1,6 @@
 """Hamiltonian Monte Carlo."""
 
+import math
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -95,7 +96,12 @@ class UncalibratedHamiltonian(AnnealedKernel):
             mixed = rho * carried.value + (1.0 - rho**2) ** 0.5 * momentum
             momentum = select(carried.is_kept, mixed, momentum)
         new_state, new_momentum, endpoints = self.leapfrogs(state, momentum, previous.endpoints)
+        # As in `GuardedPath`: what overflows must not reach the gradient of what is chosen.
+        energy = sum_event(tf.square(new_momentum), endpoints.log_p)
+        is_finite = tf.math.is_finite(energy)
+        new_momentum = select(is_finite, new_momentum, momentum)
         log_ratio = 0.5 * sum_event(tf.square(momentum) - tf.square(new_momentum), endpoints.log_p)
+        log_ratio = tf.where(is_finite, log_ratio, tf.constant(-math.inf, log_ratio.dtype))
         proposal = Proposal(new_state, endpoints, log_ratio)
         if not rho:
             return proposal

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_mcvae import random
 from tf_mcvae.kernels.metropolis import MetropolisHastings
-from tf_mcvae.kernels.path import AnnealedPath, Endpoints, LogProbFn
+from tf_mcvae.kernels.path import AnnealedPath, Endpoints, GuardedPath, LogProbFn
 from tf_mcvae.kernels.transition import (
     Acceptance,
     AnnealedKernel,
@@ -123,7 +123,8 @@ class UnadjustedLangevin(AnnealedKernel):
         noise = tf.cast(random.normal(random.shape_of(state), seed), state.dtype)
         drift, step = self.forward_drift(origin), origin.step_size
         new_state = state + step * drift.value + _scale(drift, step) * noise
-        end = self._place(new_state, self.path.endpoints(new_state))
+        path = GuardedPath(self.path, state) if self.skip_threshold else self.path
+        end = self._place(path.nearest(new_state), path.endpoints(new_state))
         own = self._log_ratio(origin, end, drift, self.forward_drift(end), noise)
         proposal = Proposal(
             new_state, end.endpoints, own, diagnostics=self._drift_error(origin, drift)

@@ -55,7 +55,8 @@ class MetropolisHastings(tfp.mcmc.TransitionKernel):
     ) -> tuple[tf.Tensor, TransitionResults]:
         """Proposes a state and accepts or rejects it; arguments as in `AnnealedKernel.one_step`."""
         proposal_seed, test_seed = random.split(required_seed(seed))
-        kernel, origin = self.inner_kernel, previous_kernel_results.endpoints
+        origin = previous_kernel_results.endpoints
+        kernel = self.inner_kernel.guarded(current_state)
         proposal = kernel.propose(current_state, previous_kernel_results, proposal_seed)
         log_accept_ratio = kernel.log_accept_ratio(origin, proposal)
         log_accept, log_reject = log_accept_probs(log_accept_ratio, self.acceptance)

@@ -15,6 +15,10 @@ import tensorflow_probability as tfp
 LogProbFn = Callable[..., tf.Tensor]
 
 
+# The log-densities of a state at which they cannot be computed, low enough for certain rejection.
+_IMPOSSIBLE = -1e30
+
+
 class Endpoints(NamedTuple):
     """Log-densities and scores of both ends of a path at one state.
 
@@ -41,6 +45,11 @@ class Endpoints(NamedTuple):
     def score(self, inverse_temperature: tf.Tensor | float) -> tf.Tensor:
         """Returns the gradient of `log pi_b`, `[S, B, D]`."""
         return self.score_q + inverse_temperature * (self.score_p - self.score_q)
+
+    @property
+    def is_impossible(self) -> tf.Tensor:
+        """Whether a `GuardedPath` found that the densities cannot be computed, `[S, B]`."""
+        return self.log_p <= _IMPOSSIBLE
 
 
 class AnnealedPath:
@@ -76,7 +85,7 @@ class AnnealedPath:
                 f"AnnealedPath. Received: target_log_prob_fn={target_log_prob_fn!r}"
             )
         target = target_log_prob_fn
-        return cls(lambda state: tf.zeros_like(target(state)), target)
+        return _ConstantBasePath(lambda state: tf.zeros_like(target(state)), target)
 
     def reversed(self) -> "AnnealedPath":
         """Returns the path with its ends exchanged; not for a path that is recomputed."""
@@ -96,7 +105,6 @@ class AnnealedPath:
         # A bijector of TFP caches the origin of a state by the tensor's identity; its density would
         # then not depend on the state.
         state = tf.identity(state)
-        log_q, score_q = tfp.math.value_and_gradient(self.base_log_prob_fn, state)
         target = self._recomputed_target if self.recomputed else self._target_and_score
         log_p, score_p = target(state)
         if score_p is None:
@@ -104,8 +112,17 @@ class AnnealedPath:
                 "The target's log-density must be differentiable with respect to the state. "
                 f"Received: a density without gradient, {self.target_log_prob_fn!r}"
             )
-        score_q = tf.zeros_like(state) if score_q is None else score_q  # a constant base
+        log_q, score_q = self._base_and_score(state, log_p)
         return Endpoints(log_q, log_p, score_q, score_p)
+
+    def nearest(self, state: tf.Tensor) -> tf.Tensor:
+        """Returns the state at which `endpoints` evaluates the densities; see `GuardedPath`."""
+        return state
+
+    def _base_and_score(self, state: tf.Tensor, log_p: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        del log_p
+        log_q, score_q = tfp.math.value_and_gradient(self.base_log_prob_fn, state)
+        return log_q, tf.zeros_like(state) if score_q is None else score_q  # a constant base
 
     def _target_and_score(
         self, state: tf.Tensor, *recomputed: tf.Tensor
@@ -131,3 +148,50 @@ class AnnealedPath:
 
         log_p, score_p = endpoints(state, *self.recomputed)
         return log_p, score_p
+
+
+class _ConstantBasePath(AnnealedPath):
+    """A path from a constant base, which evaluates its target once."""
+
+    def _base_and_score(self, state: tf.Tensor, log_p: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.zeros_like(log_p), tf.zeros_like(state)
+
+
+class GuardedPath(AnnealedPath):
+    """A path for proposals that may be rejected, with finite endpoints for all of them.
+
+    A rejected proposal has no share in the gradient, but zero times the derivative of an overflow
+    is NaN. Where the square of a state overflows, the densities are therefore evaluated at the
+    fallback; where a density or score is not finite, the endpoints are constants. Both are
+    `Endpoints.is_impossible`, which means certain rejection. All other endpoints are unchanged.
+
+    Args:
+        path: A path.
+        fallback: The current state, `[S, B, D]`.
+    """
+
+    def __init__(self, path: AnnealedPath, fallback: tf.Tensor) -> None:
+        super().__init__(path.base_log_prob_fn, path.target_log_prob_fn, path.recomputed)
+        self._path = path
+        self._fallback = fallback
+
+    def nearest(self, state: tf.Tensor) -> tf.Tensor:
+        """Returns the state, with the fallback's elements in place of those that overflow."""
+        return tf.where(tf.math.is_finite(tf.square(state)), state, self._fallback)
+
+    def endpoints(self, state: tf.Tensor) -> Endpoints:
+        """Evaluates both densities and their scores; see the class."""
+        found = self._path.endpoints(self.nearest(state))
+        events = tf.square(state) + found.score_q + found.score_p
+        axes = list(range(found.log_p.shape.rank, events.shape.rank))
+        total = found.log_q + found.log_p + tf.reduce_sum(events, axis=axes)
+        is_possible = tf.math.is_finite(total)
+        extra = [1] * len(axes)
+        of_event = tf.reshape(is_possible, [*tf.unstack(tf.shape(is_possible)), *extra])
+        lowest = tf.constant(_IMPOSSIBLE, found.log_p.dtype)
+        return Endpoints(
+            tf.where(is_possible, found.log_q, lowest),
+            tf.where(is_possible, found.log_p, lowest),
+            tf.where(of_event, found.score_q, tf.zeros_like(state)),
+            tf.where(of_event, found.score_p, tf.zeros_like(state)),
+        )

@@ -10,14 +10,16 @@ Metropolis-Hastings ratio. For a calibrated kernel `m~` is its time reversal und
 `log_ratio = log pi(z) - log pi(z')`.
 """
 
+import copy
+import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tf_mcvae import random
-from tf_mcvae.kernels.path import AnnealedPath, Endpoints, LogProbFn
+from tf_mcvae.kernels.path import AnnealedPath, Endpoints, GuardedPath, LogProbFn
 
 Acceptance = Literal["metropolis", "barker"]
 
@@ -182,7 +184,14 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
         b = self.inverse_temperature
         change = proposal.endpoints.log_prob(b) - origin.log_prob(b)
         own = proposal.own_log_ratio
-        return change + (proposal.log_ratio if own is None else own)
+        ratio = change + (proposal.log_ratio if own is None else own)
+        return tf.where(proposal.endpoints.is_impossible, _log_zero(ratio), ratio)
+
+    def guarded(self, state: tf.Tensor) -> Self:
+        """Returns the kernel on a `GuardedPath`: its proposals from `state` may be rejected."""
+        kernel = copy.copy(self)
+        kernel.path = GuardedPath(self.path, state)
+        return kernel
 
     def one_step(
         self,
@@ -226,9 +235,11 @@ def log_accept_probs(
     `t / (1 + t)` (Barker); both leave the target invariant.
 
     Args:
-        log_accept_ratio: `log t`, `[S, B]`.
+        log_accept_ratio: `log t`, `[S, B]`; NaN is certain rejection.
         acceptance: `"metropolis"` or `"barker"`.
     """
+    is_unknown = tf.math.is_nan(log_accept_ratio)
+    log_accept_ratio = tf.where(is_unknown, _log_zero(log_accept_ratio), log_accept_ratio)
     if acceptance == "barker":
         return tf.math.log_sigmoid(log_accept_ratio), tf.math.log_sigmoid(-log_accept_ratio)
     log_accept = tf.minimum(log_accept_ratio, 0.0)
@@ -238,6 +249,13 @@ def log_accept_probs(
 
 
 def draw_acceptance(log_accept: tf.Tensor, seed: random.Seed) -> tf.Tensor:
-    """Draws the acceptance test, true with probability `exp(log_accept)`."""
+    """Draws the acceptance test, true with probability `exp(log_accept)`.
+
+    The draws are at least 2^-24: what is less probable is never accepted, and neither is NaN.
+    """
     draws = random.uniform(random.shape_of(log_accept), seed)
     return tf.cast(draws, log_accept.dtype) < tf.exp(log_accept)
+
+
+def _log_zero(like: tf.Tensor) -> tf.Tensor:
+    return tf.constant(-math.inf, like.dtype)

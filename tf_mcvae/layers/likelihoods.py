@@ -167,8 +167,8 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
             )
         # `random` expects the batch on axis 1.
         uniform = random.uniform([1, *shape] if leading == 1 else shape, seed)
-        uniform = tf.reshape(uniform, shape) + 2.0**-24  # From [0, 1) to (0, 1).
-        return self.from_uniform(parameters, tf.cast(uniform, parameters.dtype))
+        uniform = tf.cast(tf.reshape(uniform, shape), parameters.dtype)
+        return self.from_uniform(parameters, uniform)
 
     def check_support(self, x: np.ndarray[Any, Any] | tf.Tensor) -> None:
         """Raises a `ValueError` unless the likelihood is defined at every element of `x`."""

@@ -24,6 +24,7 @@ from tf_mcvae.layers.activations import (
     activation_config,
     get_activation,
 )
+from tf_mcvae.layers.composite import Composite, pass_on_frozen, track_weights
 from tf_mcvae.performance.upsampling import nearest_resize, pointwise_conv, upsampled_conv
 
 Architecture = Literal["conv", "dense"]
@@ -143,7 +144,7 @@ def _check_image(name: str, shape: Sequence[Any]) -> None:
         )
 
 
-class _Chain(ExplicitArguments, keras.Model):
+class _Chain(ExplicitArguments, Composite, keras.Model):
     """A sequence of layers, and the arguments that the encoder and the decoder share."""
 
     def __init__(
@@ -182,6 +183,7 @@ class _Chain(ExplicitArguments, keras.Model):
         for layer in self.chain:
             layer.build(input_shape)
             input_shape = layer.compute_output_shape(input_shape)
+        track_weights(self)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Returns the last layer's output."""
@@ -254,6 +256,7 @@ class Encoder(_Chain):
         flatten = keras.layers.Flatten(**_options(self))
         body = [*self._conv(), flatten] if architecture == "conv" else [flatten, *self._hidden()]
         self.chain = [*body, self._dense(2 * self.latent_dim)]
+        pass_on_frozen(self)
 
     def _conv(self) -> list[keras.Layer]:
         layers: list[keras.Layer] = [self._block(_ConvBlock, 0, 16)]
@@ -312,6 +315,7 @@ class Decoder(_Chain):
         super().__init__(architecture, activation, hidden_units, **options)
         self.event_shape = _check_integers("output_shape", output_shape)
         self.chain = self._conv() if architecture == "conv" else self._mlp()
+        pass_on_frozen(self)
 
     def _mlp(self) -> list[keras.Layer]:
         last = self._dense(math.prod(self.event_shape))

@@ -1,5 +1,6 @@
 """Schedules of inverse temperatures, from the base density of a path to its target."""
 
+import inspect
 from typing import Any
 
 import keras
@@ -9,11 +10,18 @@ import tensorflow as tf
 from tf_mcvae.checks import ExplicitArguments
 from tf_mcvae.precision import density_dtype
 
+# Beyond these limits, the logarithm of a steepness and the logit of a ratio no longer change a
+# float32 temperature by more than rounding, but their exponentials over- or underflow.
+_MOST_LOG_STEEPNESS, _MOST_LOGIT = 40.0, 80.0
+
 
 class Schedule(ExplicitArguments, keras.layers.Layer):
     """Base of the schedules: K + 2 inverse temperatures `0 = b_0 < b_1 <= ... < b_{K+1} = 1`.
 
     Transition k of K targets `pi_{b_k}`. `build(K)` makes the weights.
+
+    A subclass defines `inverse_temperatures`. If its temperatures are a function of `k / (K + 1)`,
+    the method takes any number of transitions; models then do too, in `bound` for example.
     """
 
     num_transitions: int
@@ -28,18 +36,67 @@ class Schedule(ExplicitArguments, keras.layers.Layer):
         self.num_transitions = int(num_transitions)
         self.built = True
 
-    def inverse_temperatures(self) -> tf.Tensor:
-        """Returns `b_0, ..., b_{K+1}`, a tensor of shape `[K + 2]` in the dtype of densities."""
+    def inverse_temperatures(self, num_transitions: int | tf.Tensor | None = None) -> tf.Tensor:
+        """Returns `b_0, ..., b_{K+1}`, a tensor of shape `[K + 2]` in the dtype of densities.
+
+        Args:
+            num_transitions: K; None for the number that the schedule is built for.
+
+        Raises:
+            ValueError: If the schedule has weights for each transition, and K is not None.
+        """
         raise NotImplementedError
+
+    def resampled(self, num_transitions: int | tf.Tensor) -> tf.Tensor:
+        """Returns the inverse temperatures of another number of transitions, `[K + 2]`.
+
+        Raises:
+            ValueError: If the schedule has none.
+        """
+        if not inspect.signature(self.inverse_temperatures).parameters:
+            raise ValueError(
+                f"{type(self).__name__} has inverse temperatures for {self.num_transitions} "
+                "transitions only: let its method `inverse_temperatures` take an argument "
+                "`num_transitions`, None for the number that it is built for. "
+                f"Received: num_transitions={num_transitions}"
+            )
+        return self.inverse_temperatures(num_transitions)
+
+    def _grid(self, num_transitions: int | tf.Tensor | None) -> tf.Tensor:
+        """Returns `t_k = k / (K + 1)`, `[K + 2]`, in the dtype of densities."""
+        if num_transitions is None:
+            num_transitions = self.num_transitions
+        if not tf.is_tensor(num_transitions):
+            return tf.constant(linear_temperatures(int(num_transitions) + 1, self.density_dtype))
+        last = tf.cast(num_transitions, tf.int32) + 1
+        grid = tf.cast(tf.range(last + 1), tf.float64) / tf.cast(last, tf.float64)
+        return tf.cast(grid, self.density_dtype)
+
+    def check_values(self, num_transitions: int) -> None:
+        """Raises a `ValueError` unless the built schedule goes from 0 to 1 in K + 1 steps."""
+        with tf.init_scope():
+            values = np.asarray(self.inverse_temperatures(), np.float64)
+        expected = (num_transitions + 2,)
+        if (
+            values.shape != expected
+            or not np.all(np.isfinite(values))
+            or not np.allclose([values[0], values[-1]], [0.0, 1.0], rtol=0.0, atol=1e-5)
+            or np.any(np.diff(values) < -1e-6)
+        ):
+            raise ValueError(
+                f"The inverse temperatures of {type(self).__name__} must be {expected[0]} finite "
+                f"numbers, K + 2 for {num_transitions} transitions, that begin with 0, "
+                f"never decrease and end with 1. Received: {values.tolist()}"
+            )
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class LinearSchedule(Schedule):
     """Equidistant inverse temperatures, `b_k = k / (K + 1)`."""
 
-    def inverse_temperatures(self) -> tf.Tensor:
+    def inverse_temperatures(self, num_transitions: int | tf.Tensor | None = None) -> tf.Tensor:
         """Returns the inverse temperatures, `[K + 2]`."""
-        return tf.constant(linear_temperatures(self.num_transitions + 1, self.density_dtype))
+        return self._grid(num_transitions)
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
@@ -86,11 +143,13 @@ class SigmoidalSchedule(Schedule):
         )
         super().build(num_transitions)
 
-    def inverse_temperatures(self) -> tf.Tensor:
+    def inverse_temperatures(self, num_transitions: int | tf.Tensor | None = None) -> tf.Tensor:
         """Returns the inverse temperatures, `[K + 2]`."""
         # With sigmoid(u) = (1 + tanh(u / 2)) / 2 nothing cancels if the steepness is small.
-        half = 0.5 * tf.exp(tf.convert_to_tensor(self.log_steepness))
-        grid = linear_temperatures(self.num_transitions + 1, self.density_dtype)
+        log_steepness = tf.convert_to_tensor(self.log_steepness)
+        limit = _MOST_LOG_STEEPNESS
+        half = 0.5 * tf.exp(tf.clip_by_value(log_steepness, -limit, limit))
+        grid = self._grid(num_transitions)
         return 0.5 + 0.5 * tf.tanh(half * (2.0 * grid - 1.0)) / tf.tanh(half)
 
     def get_config(self) -> dict[str, Any]:
@@ -122,9 +181,18 @@ class LearnedSchedule(Schedule):
         )
         super().build(num_transitions)
 
-    def inverse_temperatures(self) -> tf.Tensor:
-        """Returns the inverse temperatures, `[K + 2]`."""
-        ratios = tf.sigmoid(tf.convert_to_tensor(self.logits))
+    def inverse_temperatures(self, num_transitions: int | tf.Tensor | None = None) -> tf.Tensor:
+        """Returns the inverse temperatures, `[K + 2]`, of the K that has weights."""
+        if num_transitions is not None:
+            raise ValueError(
+                "A schedule whose inverse temperatures are all learned has a weight for each of "
+                f"its {self.num_transitions} transitions, and none for others: leave out "
+                "`num_transitions`, or choose a linear or sigmoidal schedule. "
+                f"Received: num_transitions={num_transitions}"
+            )
+        # The gradient of a product divides by its factors, which must not underflow to 0.
+        logits = tf.convert_to_tensor(self.logits)
+        ratios = tf.sigmoid(tf.clip_by_value(logits, -_MOST_LOGIT, _MOST_LOGIT))
         inner = tf.math.cumprod(ratios, reverse=True)
         return tf.concat([tf.zeros([1], inner.dtype), inner, tf.ones([1], inner.dtype)], axis=0)
 
@@ -139,7 +207,11 @@ SCHEDULES: dict[str, type[Schedule]] = {
 def get_schedule(
     identifier: str | Schedule, dtype: str | keras.DTypePolicy | None = None
 ) -> Schedule:
-    """Returns `"linear"`, `"sigmoidal"` or `"all_learnable"` of a dtype, or the given layer.
+    """Returns a schedule of a name and dtype, or the given layer.
+
+    Args:
+        identifier: `"linear"`, `"sigmoidal"`, `"all_learnable"`, or a `Schedule` layer.
+        dtype: Data type or policy of a schedule that is given by its name.
 
     Raises:
         ValueError: If there is no schedule of that name.

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tf_mcvae import random
 from tf_mcvae.checks import ExplicitArguments, check_positive_integer
 from tf_mcvae.layers.activations import get_activation
+from tf_mcvae.layers.composite import track_weights
 
 
 class TransitionNetwork(ExplicitArguments, keras.layers.Layer):
@@ -65,6 +66,7 @@ class TransitionNetwork(ExplicitArguments, keras.layers.Layer):
             )
             for number, (_, units) in enumerate(pairs)
         ]
+        track_weights(self)
         self.built = True
 
     def run(self, inputs: tf.Tensor, index: tf.Tensor) -> tf.Tensor:

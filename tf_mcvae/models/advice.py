@@ -60,7 +60,7 @@ def check_decoder(decoder: keras.Layer, latent_dim: int, likelihood: Likelihood)
 
 def check_transitions(decoder: keras.Layer) -> None:
     """Warns of layers in a decoder that act in training only, for models with transitions."""
-    for layer in _layers(decoder):
+    for layer in all_layers(decoder):
         name = f"{type(layer).__name__} {layer.name!r}"
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
             effect = (
@@ -83,7 +83,7 @@ def check_transitions(decoder: keras.Layer) -> None:
         )
 
 
-def _layers(network: keras.Layer) -> Iterator[keras.Layer]:
+def all_layers(network: keras.Layer) -> Iterator[keras.Layer]:
     """Yields a layer and all layers within it."""
     # Keras has no public method that also finds those in layers that are not models.
     yield from network._flatten_layers()

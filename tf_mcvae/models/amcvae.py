@@ -1,7 +1,7 @@
 """A-MCVAE: Metropolis-adjusted Langevin transitions."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
@@ -15,6 +15,7 @@ from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.annealed import AnnealedVAE, ScheduleName, Transition
 from tf_mcvae.models.base import LikelihoodLike
 from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.changes import Check, check_boolean
 from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.objectives.bounds import elbo, score_function_loss
 
@@ -45,7 +46,8 @@ class AMCVAE(AnnealedVAE):
         acceptance: `"metropolis"` or `"barker"`.
         alpha_annealing: Whether the score-function term is warmed up: in epoch n of `fit` (from 0)
             it is multiplied by `min(1, 0.1 n)`.
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all draws of the model come. The initial weights of its networks do
+            not: `keras.utils.set_random_seed` determines them.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.
@@ -55,6 +57,11 @@ class AMCVAE(AnnealedVAE):
     """
 
     suits_xla = True
+    changeable: ClassVar[Mapping[str, Check]] = {
+        **AnnealedVAE.changeable,
+        "acceptance": lambda name, value: check_acceptance(value),
+        "alpha_annealing": check_boolean,
+    }
 
     def __init__(
         self,
@@ -75,7 +82,6 @@ class AMCVAE(AnnealedVAE):
         trainable: bool = True,
         dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
-        check_acceptance(acceptance)
         super().__init__(
             encoder,
             decoder,
@@ -119,7 +125,8 @@ class AMCVAE(AnnealedVAE):
         """Returns the factor of the score-function term."""
         if not self.alpha_annealing:
             return 1.0
-        return tf.minimum(1.0, 0.1 * tf.cast(tf.convert_to_tensor(self.epoch), self.density_dtype))
+        epoch = tf.cast(tf.convert_to_tensor(self.epoch), self.density_dtype)
+        return tf.minimum(0.1 * epoch, 1.0)  # In a graph, the first argument decides the dtype.
 
     def own_callbacks(self) -> list[keras.callbacks.Callback]:
         """Adds one that keeps the epoch, for the factor of the score-function term."""

@@ -1,7 +1,7 @@
 """The base of L-MCVAE and A-MCVAE: a schedule, step sizes, and K transitions."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -11,11 +11,13 @@ import tensorflow_probability as tfp
 from tf_mcvae import random
 from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.kernels import AnnealedKernel, AnnealedPath, MetropolisHastings, TransitionResults
+from tf_mcvae.layers.composite import clone_layer, finish_build, is_restored
 from tf_mcvae.layers.schedules import Schedule, get_schedule
 from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
 from tf_mcvae.models.batch import Batch
-from tf_mcvae.models.generative import GenerativeModel
+from tf_mcvae.models.changes import Check, check_boolean
+from tf_mcvae.models.generative import GenerativeModel, LogProbFn, Recomputed
 from tf_mcvae.models.penalties import ChainPath
 from tf_mcvae.models.statistics import TransitionStatistics, pool_statistics, trace_statistics
 from tf_mcvae.objectives.annealed import AnnealedSamples, TraceFn, annealed_importance_sampling
@@ -64,13 +66,18 @@ class AnnealedVAE(MonteCarloVAE):
             trained separately. `log p(x, z_K)` of the weight always uses the decoder itself.
         recompute: Whether the backward pass computes the decoder's activations again rather than
             keep them: less memory at large K, for longer training steps.
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all draws of the model come. The initial weights of its networks do
+            not: `keras.utils.set_random_seed` determines them.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.
     """
 
     has_transitions = True
+    changeable: ClassVar[Mapping[str, Check]] = {
+        **MonteCarloVAE.changeable,
+        "recompute": check_boolean,
+    }
 
     def __init__(
         self,
@@ -121,11 +128,14 @@ class AnnealedVAE(MonteCarloVAE):
         # Layers that are loaded from a file or shared with another model have their weights.
         if not self.schedule.built:
             self.schedule.build(self.num_transitions)
+        self.schedule.check_values(self.num_transitions)
         if not self.step_size.built:
             self.step_size.build(self.num_transitions, self.latent_dim)
         if self.cloned_decoder and is_first:
             self.transition_decoder(keras.KerasTensor((None, self.latent_dim), dtype="float32"))
-            self.transition_decoder.set_weights(self.decoder.get_weights())
+            if not is_restored(self.transition_decoder):
+                self.transition_decoder.set_weights(self.decoder.get_weights())
+        finish_build(self)
 
     def make_kernel(self, transition: Transition) -> AnnealedKernel | MetropolisHastings:
         """Makes the kernel of one transition."""
@@ -138,6 +148,7 @@ class AnnealedVAE(MonteCarloVAE):
         num_samples: int,
         training: bool = False,
         trace_fn: TraceFn = trace_statistics,
+        num_transitions: int | tf.Tensor | None = None,
     ) -> AnnealedSamples:
         """Draws from the encoder, makes the K transitions, and computes the log weights.
 
@@ -147,15 +158,18 @@ class AnnealedVAE(MonteCarloVAE):
             num_samples: S.
             training: Whether the encoder runs in training mode.
             trace_fn: See `annealed_importance_sampling`.
+            num_transitions: K, if it is not the model's own; see `transition_options`.
         """
         initial_seed, transition_seed = random.split(seed)
         posterior = self.posterior(batch, training)
-        generative = GenerativeModel(self.prior, self.transition_decoder, self.likelihood)
-        recomputed = generative.trainable_variables if self.recompute else ()
-        path = ChainPath(self.path(batch, posterior, generative), recomputed)
+        path = self._transition_path(batch, posterior)
+        temperatures, step_sizes = self.schedule.inverse_temperatures(), self.step_size.values()
+        if num_transitions is not None:
+            temperatures = self.schedule.resampled(num_transitions)
+            step_sizes = _resampled(step_sizes, num_transitions)
         # Layers that are made before the model may have another dtype.
-        temperatures = tf.cast(self.schedule.inverse_temperatures(), self.density_dtype)
-        step_sizes = tf.cast(self.step_size.values(), self.density_dtype)
+        temperatures = tf.cast(temperatures, self.density_dtype)
+        step_sizes = tf.cast(step_sizes, self.density_dtype)
 
         def kernel_fn(
             index: tf.Tensor, results: TransitionResults | None
@@ -170,7 +184,7 @@ class AnnealedVAE(MonteCarloVAE):
             path,
             self.draw_posterior(posterior, num_samples, initial_seed),
             kernel_fn,
-            self.num_transitions,
+            self.num_transitions if num_transitions is None else num_transitions,
             transition_seed,
             final_log_prob_fn=self.path(batch, posterior).target_log_prob_fn
             if self.cloned_decoder
@@ -180,15 +194,61 @@ class AnnealedVAE(MonteCarloVAE):
         path.report(samples.state)
         return samples
 
+    def _transition_path(
+        self, batch: Batch, posterior: tfp.distributions.Distribution
+    ) -> ChainPath:
+        """Returns the path that the transitions follow, with their decoder."""
+        generative = GenerativeModel(self.prior, self.transition_decoder, self.likelihood)
+        path = self.path(batch, posterior, generative)
+        if not self.recompute:
+            return ChainPath(path)
+
+        def target_of(x: tf.Tensor) -> LogProbFn:
+            return self.path(batch._replace(x=x), posterior, generative).target_log_prob_fn
+
+        return ChainPath(path, Recomputed(target_of, batch.x, generative))
+
+    def transition_options(self, num_transitions: int | tf.Tensor | None) -> dict[str, Any]:
+        """Returns the options of `weigh` and `draw_states` for another number of transitions.
+
+        The schedule and the step sizes keep their course over `k / (K + 1)`: step sizes are
+        interpolated linearly.
+
+        Raises:
+            ValueError: If it is not a positive integer, or if something has weights for each of the
+                model's own transitions.
+        """
+        if num_transitions is None:
+            return {}
+        self.require_built()
+        num_transitions = _scalar_integer(num_transitions)
+        if not tf.is_tensor(num_transitions) and num_transitions == self.num_transitions:
+            return {}
+        self.schedule.resampled(num_transitions)  # Raises if it cannot.
+        return {"num_transitions": num_transitions}
+
     def weigh(
-        self, batch: Batch, seed: random.Seed, num_samples: int, training: bool = False
+        self,
+        batch: Batch,
+        seed: random.Seed,
+        num_samples: int,
+        training: bool = False,
+        num_transitions: int | tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Returns the log weights of K transitions from the encoder, `[S, B]`."""
-        return self.run_transitions(batch, seed, num_samples, training).log_weights
+        return self.run_transitions(
+            batch, seed, num_samples, training, num_transitions=num_transitions
+        ).log_weights
 
-    def draw_states(self, batch: Batch, seed: random.Seed, num_samples: int) -> tf.Tensor:
+    def draw_states(
+        self,
+        batch: Batch,
+        seed: random.Seed,
+        num_samples: int,
+        num_transitions: int | tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Draws states after all transitions, `[S, B, D]`."""
-        return self.run_transitions(batch, seed, num_samples).state
+        return self.run_transitions(batch, seed, num_samples, num_transitions=num_transitions).state
 
     def transition_metrics(self, statistics: TransitionStatistics) -> dict[str, tf.Tensor]:
         """Returns the metrics of acceptance and step size, by name."""
@@ -223,10 +283,41 @@ class AnnealedVAE(MonteCarloVAE):
         }
 
 
+def _scalar_integer(num_transitions: Any) -> int | tf.Tensor:
+    """Returns a positive integer, or a scalar integer tensor of a graph."""
+    if tf.is_tensor(num_transitions):
+        if not num_transitions.dtype.is_integer or num_transitions.shape.rank != 0:
+            raise ValueError(
+                "`num_transitions` must be a positive integer, or a scalar integer tensor. "
+                f"Received: num_transitions={num_transitions!r}"
+            )
+        value = tf.get_static_value(num_transitions)
+        if value is None:
+            return num_transitions
+        num_transitions = int(value)
+    check_positive_integer("num_transitions", num_transitions)
+    return int(num_transitions)
+
+
+def _resampled(step_sizes: tf.Tensor, num_transitions: int | tf.Tensor) -> tf.Tensor:
+    """Interpolates step sizes `[K, ...]` over `k / (K + 1)`, to another number of transitions."""
+    own = step_sizes.shape[0]
+    positions = tf.range(1, num_transitions + 1) / (num_transitions + 1)
+    numbers = tf.clip_by_value(positions * (own + 1) - 1.0, 0.0, own - 1.0)
+    below = tf.minimum(tf.cast(numbers, tf.int32), max(own - 2, 0))
+    share = tf.cast(numbers - tf.cast(below, numbers.dtype), step_sizes.dtype)
+    share = tf.reshape(share, [-1, *[1] * (step_sizes.shape.rank - 1)])
+    left, right = (
+        tf.gather(step_sizes, below),
+        tf.gather(step_sizes, tf.minimum(below + 1, own - 1)),
+    )
+    return left + share * (right - left)
+
+
 def clone(network: keras.Layer) -> keras.Layer:
-    """Returns a network of the same configuration with new weights."""
+    """Returns a network of the same configuration, frozen where it is, with new weights."""
     try:
-        return network.__class__.from_config(network.get_config())
+        return clone_layer(network)
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
             "`cloned_decoder=True` copies the decoder through `get_config`, which a subclassed "

@@ -1,23 +1,23 @@
 """The base of all models: densities from networks, the methods for users, saving."""
 
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tf_mcvae import distribute, random
+from tf_mcvae import random
 from tf_mcvae.checks import ExplicitArguments, check_positive_integer, check_seeds
 from tf_mcvae.kernels import AnnealedPath
 from tf_mcvae.layers import likelihoods
+from tf_mcvae.layers.composite import Composite, finish_build
 from tf_mcvae.layers.likelihoods import Likelihood
 from tf_mcvae.layers.priors import StandardNormal
-from tf_mcvae.models import advice
 from tf_mcvae.models.batch import Array, Batch
+from tf_mcvae.models.changes import Check, CheckedChanges
 from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.models.generative import GenerativeModel, LogProbFn
-from tf_mcvae.models.input_check import InputCheck
-from tf_mcvae.models.inputs import check_inputs
 from tf_mcvae.models.posterior import diagonal_normal, latent_dim_of, loc_and_scale
 from tf_mcvae.models.training import CALL_STREAM, TrainedModel
 from tf_mcvae.objectives.bounds import iwae
@@ -25,7 +25,7 @@ from tf_mcvae.objectives.bounds import iwae
 LikelihoodLike = Literal["bernoulli", "gaussian"] | str | dict[str, Any] | Likelihood
 
 
-class MonteCarloVAE(ExplicitArguments, TrainedModel):
+class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
     """Base of the models: an encoder, a generative model, and a bound on `log p(x)`.
 
     The generative model is `p(x, z) = N(z; 0, I) p(x|z)`, the encoder's posterior
@@ -38,21 +38,19 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         decoder: Any Keras model that maps `z [B, D]` to the likelihood's parameters `[B, ...]`.
         likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
         num_samples: S, the number of importance samples.
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all draws of the model come. The initial weights of its networks do
+            not: `keras.utils.set_random_seed` determines them.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras. Networks have their own.
             Densities, chains and weights are in `float64` if it is `"float64"`, and in `float32`
             otherwise, mixed precision included; see `precision`.
-
-    Attributes:
-        has_transitions: Whether the decoder runs in inference mode in training, since all
-            transitions need the same density.
     """
 
-    has_transitions = False
-    _warned_of_grey = False
-    _warned_of_decoder = False
+    changeable: ClassVar[Mapping[str, Check]] = {
+        "num_samples": check_positive_integer,
+        "seed": lambda name, value: random.as_seed(value),
+    }
 
     def __init__(
         self,
@@ -67,13 +65,11 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
         super().__init__(name=name, trainable=trainable, dtype=dtype)
-        check_positive_integer("num_samples", num_samples)
         for argument, network in (("encoder", encoder), ("decoder", decoder)):
             if not isinstance(network, keras.Layer):
                 raise TypeError(
                     f"`{argument}` must be a Keras model. Received: {argument}={network!r}"
                 )
-        random.as_seed(seed)
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood = likelihoods.get(likelihood, self.density_dtype)
@@ -87,59 +83,6 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
     def members(self) -> tuple[keras.Layer, ...]:
         """Returns the networks and the likelihood."""
         return (self.encoder, self.decoder, self.likelihood)
-
-    def check_inputs(self, x: Any) -> Any:
-        """Checks examples as `inputs.check_inputs` does, and builds the model if it is not built.
-
-        Args:
-            x: Array, `tf.data.Dataset`, `keras.utils.PyDataset`, generator, or another iterable of
-                batches.
-
-        Returns:
-            The data to read instead of `x`.
-        """
-        check = self._input_check()
-        checked = check_inputs(x, check)
-        self._build_for(check.event_shape)
-        return checked
-
-    def check_batch(self, x: Any) -> Array:
-        """Checks a batch of examples as `check_inputs` does, and returns the one to use."""
-        if isinstance(x, list | tuple):
-            x = tf.convert_to_tensor(x)
-        if not hasattr(x, "shape"):
-            raise TypeError(
-                f"A batch of examples must be an array [B, ...]. Received: {type(x).__name__}"
-            )
-        check = self._input_check()
-        checked = check.array(x)
-        self._build_for(check.event_shape)
-        return checked
-
-    def _input_check(self) -> InputCheck:
-        known = self.event_shape if self.built else None
-        return InputCheck(self.likelihood, known, None if self._warned_of_grey else self._grey)
-
-    def _build_for(self, event_shape: tuple[int, ...] | None) -> None:
-        if event_shape is None:  # Replicas have the data.
-            self.require_built()
-        elif not self.built:
-            with distribute.scope_of(self):
-                self.build((None, *event_shape))
-
-    def _grey(self) -> None:
-        if not self._warned_of_grey:
-            self._warned_of_grey = True
-            advice.warn_of_grey(self.likelihood)
-
-    def make_train_function(self, force: bool = False) -> Any:
-        """Makes the function of a training step; before the first, warns of unsuitable decoders."""
-        if not self._warned_of_decoder:
-            self._warned_of_decoder = True
-            advice.check_decoder(self.decoder, self.latent_dim, self.likelihood)
-            if self.has_transitions:
-                advice.check_transitions(self.decoder)
-        return super().make_train_function(force)
 
     # Networks to densities.
 
@@ -159,6 +102,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         if not self.likelihood.built:
             self.likelihood.build(output.shape)
         super().build(input_shape)
+        finish_build(self)
 
     @property
     def generative(self) -> GenerativeModel:
@@ -272,7 +216,11 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         return self.decode(self.prior.sample([1, num_samples, self.latent_dim], seed)[0])
 
     def posterior_sample(
-        self, x: Array, num_samples: int = 1, seed: random.SeedLike | None = None
+        self,
+        x: Array,
+        num_samples: int = 1,
+        seed: random.SeedLike | None = None,
+        num_transitions: int | tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Draws latents from the model's approximation of `p(z|x)`.
 
@@ -280,6 +228,7 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
             x: `[B, ...]`.
             num_samples: Draws for each example.
             seed: As for `log_weights`.
+            num_transitions: As for `log_weights`.
 
         Returns:
             `[num_samples, B, D]`; in the Monte Carlo models the states after all transitions.
@@ -287,14 +236,32 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
         check_positive_integer("num_samples", num_samples)
         batch = self._batch(x)
         seed = self._seed_or_next(seed, batch.x.shape[0])
-        return self.to_latents(self.draw_states(batch, seed, num_samples))
+        options = self.transition_options(num_transitions)
+        return self.to_latents(self.draw_states(batch, seed, num_samples, **options))
 
     def draw_states(self, batch: Batch, seed: random.Seed, num_samples: int) -> tf.Tensor:
         """Draws the states, `[S, B, D]`, whose latents `posterior_sample` returns."""
         return self.draw_posterior(self.posterior(batch), num_samples, seed)
 
+    def transition_options(self, num_transitions: int | tf.Tensor | None) -> dict[str, Any]:
+        """Returns the options of `weigh` and `draw_states` for another number of transitions.
+
+        Raises:
+            ValueError: If the model has no transitions, or cannot make another number of them.
+        """
+        if num_transitions is not None:
+            raise ValueError(
+                f"{type(self).__name__} has no transitions: leave out `num_transitions`, or choose "
+                f"a model with transitions. Received: num_transitions={num_transitions}"
+            )
+        return {}
+
     def log_weights(
-        self, x: Array, seed: random.SeedLike | None = None, num_samples: int | None = None
+        self,
+        x: Array,
+        seed: random.SeedLike | None = None,
+        num_samples: int | None = None,
+        num_transitions: int | tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Returns log weights with `E[exp(log_weights)] = p(x)`.
 
@@ -303,18 +270,30 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
             seed: Integer, or a seed of `tf_mcvae.random` (`random.per_row` gives each row its own).
                 None takes the model's next seed.
             num_samples: S; by default the model's.
+            num_transitions: K; by default the model's, for which it was trained. Another one, for
+                which a scalar integer tensor may stand, needs a linear or sigmoidal schedule and no
+                learned drift or reverse kernel; step sizes are interpolated over `k / (K + 1)`.
 
         Returns:
             `[S, B]`, in nats.
+
+        Raises:
+            ValueError: If the model cannot make that number of transitions.
         """
         batch = self._batch(x)
         if num_samples is None:
             num_samples = self.num_samples
         check_positive_integer("num_samples", num_samples)
-        return self.weigh(batch, self._seed_or_next(seed, batch.x.shape[0]), num_samples)
+        options = self.transition_options(num_transitions)
+        seed = self._seed_or_next(seed, batch.x.shape[0])
+        return self.weigh(batch, seed, num_samples, **options)
 
     def bound(
-        self, x: Array, seed: random.SeedLike | None = None, num_samples: int | None = None
+        self,
+        x: Array,
+        seed: random.SeedLike | None = None,
+        num_samples: int | None = None,
+        num_transitions: int | tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Returns the model's lower bound on `log p(x)`, `[B]`, in nats.
 
@@ -322,8 +301,9 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
             x: `[B, ...]`.
             seed: As for `log_weights`.
             num_samples: S; by default the model's.
+            num_transitions: As for `log_weights`.
         """
-        return self.bound_of(self.log_weights(x, seed, num_samples))
+        return self.bound_of(self.log_weights(x, seed, num_samples, num_transitions))
 
     def bound_of(self, log_weights: tf.Tensor) -> tf.Tensor:
         """Returns the model's bound, `[B]`, from log weights `[S, B]`."""
@@ -353,6 +333,14 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
 
     # Saving.
 
+    def export(self, filepath: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Refers to the functions of this package, whose files have a signature for each method."""
+        raise NotImplementedError(
+            "Export the model by `tf_mcvae.export_saved_model(model, path)`, which writes a "
+            "signature for each of its methods; `export_onnx` and `export_tflite` write other "
+            f"formats. Received: filepath={filepath!r}"
+        )
+
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, networks and likelihood serialised."""
         serialise = keras.saving.serialize_keras_object
@@ -364,16 +352,3 @@ class MonteCarloVAE(ExplicitArguments, TrainedModel):
             "num_samples": self.num_samples,
             "seed": self.seed,
         }
-
-    @classmethod
-    def from_config(
-        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
-    ) -> Self:
-        """Makes a model from `get_config`'s result."""
-        restored = {
-            name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
-            if isinstance(value, dict) and "class_name" in value
-            else value
-            for name, value in config.items()
-        }
-        return cls(**restored)

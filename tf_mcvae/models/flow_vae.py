@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_mcvae.flows import Flow, FlowStack
+from tf_mcvae.layers.composite import finish_build
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
 from tf_mcvae.models.generative import LogProbFn
 from tf_mcvae.objectives.bounds import elbo
@@ -32,7 +33,8 @@ class FlowVAE(MonteCarloVAE):
         flow: `"realnvp"`, `"iaf"`, `"bnaf"`, or the first flow, a `Flow` layer; see `FlowStack`.
         num_flows: Number of flows. A single `"realnvp"` leaves half of the dimensions as they are.
         num_samples: S.
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all draws of the model come. The initial weights of its networks do
+            not: `keras.utils.set_random_seed` determines them.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.
@@ -85,6 +87,7 @@ class FlowVAE(MonteCarloVAE):
         super().build(input_shape)
         if not self.flow.built:
             self.flow.build((None, self.latent_dim))
+        finish_build(self)
 
     def to_latents(self, state: tf.Tensor) -> tf.Tensor:
         """Returns `z = T(u)`, `[..., D]`."""

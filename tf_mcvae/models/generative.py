@@ -30,8 +30,16 @@ class GenerativeModel:
     @property
     def trainable_variables(self) -> list[keras.Variable]:
         """The variables that training changes."""
-        layers = (self.decoder, self.likelihood, self.prior)
-        return [variable for layer in layers for variable in layer.trainable_variables]
+        return [variable for layer in self._layers for variable in layer.trainable_variables]
+
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        """The other variables, such as moving averages and frozen weights."""
+        return [variable for layer in self._layers for variable in layer.non_trainable_variables]
+
+    @property
+    def _layers(self) -> tuple[keras.Layer, ...]:
+        return self.decoder, self.likelihood, self.prior
 
     def parameters(self, z: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Runs the decoder on `z [..., D]`; leading axes are folded into the batch and back.
@@ -76,3 +84,39 @@ class GenerativeModel:
         z = tf.cast(self.prior.sample([1, num_samples, latent_dim], latent_seed), dtype)
         x = self.likelihood.sample(self.parameters(z), x_seed, event_ndims=event_ndims)
         return x[0], z[0]
+
+
+class Recomputed:
+    """A target whose activations the backward pass computes again, as a function of its inputs.
+
+    The gradient of a loop cannot capture what its body does not have as an input, such as eager
+    examples and moving averages: they are read here, in the graph around the loop.
+
+    Args:
+        target_of: Returns the target, given the examples.
+        x: The examples.
+        generative: The generative model of the target.
+
+    Attributes:
+        inputs: The tensors that `bind` takes: all that the target has a gradient with respect to.
+    """
+
+    def __init__(
+        self,
+        target_of: Callable[[tf.Tensor], LogProbFn],
+        x: tf.Tensor,
+        generative: GenerativeModel,
+    ) -> None:
+        def read(variable: keras.Variable) -> tf.Tensor:
+            return tf.convert_to_tensor(variable.value)
+
+        self._target_of = target_of
+        self._trained = generative.trainable_variables
+        self._fixed = [(v, read(v)) for v in generative.non_trainable_variables]
+        self.inputs = [tf.identity(x), *map(read, self._trained)]
+
+    def bind(
+        self, x: tf.Tensor, *values: tf.Tensor
+    ) -> tuple[LogProbFn, list[tuple[keras.Variable, tf.Tensor]]]:
+        """Returns the target, and the values that the variables must have when it is called."""
+        return self._target_of(x), [*zip(self._trained, values, strict=True), *self._fixed]

@@ -8,7 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_mcvae import distribute
 from tf_mcvae.models.input_check import InputCheck, of_torch
+from tf_mcvae.models.weights import weighted_data
 
 
 def check_inputs(x: Any, check: InputCheck) -> Any:
@@ -29,7 +31,7 @@ def check_inputs(x: Any, check: InputCheck) -> Any:
     """
     if isinstance(x, tf.data.Dataset):
         return check.dataset(x)
-    if isinstance(x, tf.distribute.DistributedDataset):
+    if distribute.is_distributed_data(x):
         return x
     if isinstance(x, keras.utils.PyDataset):
         return CheckedPyDataset(x, check)
@@ -152,10 +154,9 @@ def _checked_batch(batch: Any, index: int, check: InputCheck) -> tuple[Any, ...]
                 "A batch must be x, (x, y) or (x, y, sample_weight), x being an array. "
                 f"Received: x of type {type(x).__name__}"
             )
-        x = check.array(x)
+        x, y, weight = weighted_data(check.array(x), of_torch(y), of_torch(weight))
     except (TypeError, ValueError) as error:
         raise type(error)(f"Batch {index + 1} (index {index}): {error}") from error
     if weight is not None:
-        # Keras needs labels before weights.
-        return x, np.zeros(len(x)) if y is None else of_torch(y), of_torch(weight)
-    return (x,) if y is None else (x, of_torch(y))
+        return x, y, weight
+    return (x,) if y is None else (x, y)

@@ -1,6 +1,7 @@
 """The importance-weighted auto-encoder."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
 import keras
 import tensorflow as tf
@@ -8,12 +9,19 @@ import tensorflow as tf
 from tf_mcvae import random
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
 from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.changes import Check
 from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.models.penalties import ChainPath
 from tf_mcvae.models.posterior import diagonal_normal
 from tf_mcvae.objectives.bounds import dreg_loss, iwae
 
 Gradient = Literal["plain", "stl", "dreg"]
+
+
+def check_gradient(name: str, value: Any) -> None:
+    """Raises if there is no gradient estimator of that name."""
+    if value not in get_args(Gradient):
+        raise ValueError(f"`{name}` must be 'plain', 'stl' or 'dreg'. Received: {name}={value!r}")
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
@@ -28,7 +36,8 @@ class IWAE(MonteCarloVAE):
         gradient: The encoder's gradient estimator: `"plain"`; `"stl"`, sticking the landing
             (Roeder et al., arXiv 1703.09194), which omits the score term and is biased for S > 1;
             or `"dreg"`, doubly reparameterised, which is unbiased and has a lower variance.
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all draws of the model come. The initial weights of its networks do
+            not: `keras.utils.set_random_seed` determines them.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.
@@ -37,6 +46,11 @@ class IWAE(MonteCarloVAE):
         Burda et al., Importance Weighted Autoencoders, arXiv 1509.00519; Tucker et al., Doubly
         Reparameterized Gradient Estimators, arXiv 1810.04152.
     """
+
+    changeable: ClassVar[Mapping[str, Check]] = {
+        **MonteCarloVAE.changeable,
+        "gradient": check_gradient,
+    }
 
     def __init__(
         self,
@@ -51,10 +65,6 @@ class IWAE(MonteCarloVAE):
         trainable: bool = True,
         dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
-        if gradient not in ("plain", "stl", "dreg"):
-            raise ValueError(
-                f"`gradient` must be 'plain', 'stl' or 'dreg'. Received: gradient={gradient!r}"
-            )
         super().__init__(
             encoder,
             decoder,

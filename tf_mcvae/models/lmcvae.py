@@ -1,8 +1,8 @@
 """L-MCVAE: unadjusted Langevin transitions."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
@@ -10,12 +10,14 @@ import tensorflow as tf
 
 from tf_mcvae import random
 from tf_mcvae.kernels import Drift, Place, UnadjustedLangevin, score_drift
+from tf_mcvae.layers.composite import finish_build, is_restored
 from tf_mcvae.layers.schedules import Schedule
 from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse
 from tf_mcvae.models.annealed import AnnealedVAE, ScheduleName, Transition
 from tf_mcvae.models.base import LikelihoodLike
 from tf_mcvae.models.batch import Batch
+from tf_mcvae.models.changes import Check
 from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.models.penalties import refusing_losses
 from tf_mcvae.objectives.bounds import iwae
@@ -31,6 +33,14 @@ class Features(NamedTuple):
 
     x: tf.Tensor
     loc: tf.Tensor
+
+
+def check_skip_threshold(name: str, value: Any) -> None:
+    """Raises unless `value` is a probability below 1."""
+    if not 0.0 <= value < 1.0:
+        raise ValueError(
+            f"`{name}` is a probability, at least 0 and below 1. Received: {name}={value!r}"
+        )
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
@@ -63,7 +73,8 @@ class LMCVAE(AnnealedVAE):
             `sum_k |drift_k - score_{b_k}|^2` to minus the bound, which remains a bound.
         learned_reverse: Whether networks define the kernels that run backwards; or a
             `LearnedReverse` layer.
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all draws of the model come. The initial weights of its networks do
+            not: `keras.utils.set_random_seed` determines them.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.
@@ -86,6 +97,10 @@ class LMCVAE(AnnealedVAE):
     """
 
     suits_xla = True
+    changeable: ClassVar[Mapping[str, Check]] = {
+        **AnnealedVAE.changeable,
+        "skip_threshold": check_skip_threshold,
+    }
 
     def __init__(
         self,
@@ -107,11 +122,6 @@ class LMCVAE(AnnealedVAE):
         trainable: bool = True,
         dtype: str | keras.DTypePolicy | None = None,
     ) -> None:
-        if not 0.0 <= skip_threshold < 1.0:
-            raise ValueError(
-                "`skip_threshold` is a probability, at least 0 and below 1. "
-                f"Received: skip_threshold={skip_threshold!r}"
-            )
         super().__init__(
             encoder,
             decoder,
@@ -150,8 +160,21 @@ class LMCVAE(AnnealedVAE):
             self.drift.build(self.num_transitions, self.latent_dim, num_features)
         if self.reverse_kernel is not None and not self.reverse_kernel.built:
             self.reverse_kernel.build(self.num_transitions, self.latent_dim)
-            steps = np.asarray(self.step_size.values())
-            self.reverse_kernel.begin_at(steps.reshape(self.num_transitions, -1))
+            if not is_restored(self.reverse_kernel):
+                steps = np.asarray(self.step_size.values())
+                self.reverse_kernel.begin_at(steps.reshape(self.num_transitions, -1))
+        finish_build(self)
+
+    def transition_options(self, num_transitions: int | tf.Tensor | None) -> dict[str, Any]:
+        """Returns the options for another number of transitions; see the base class."""
+        options = super().transition_options(num_transitions)
+        if options and not (self.drift is None and self.reverse_kernel is None):
+            raise ValueError(
+                "Learned drifts and reverse kernels have networks for each of the model's "
+                f"{self.num_transitions} transitions, and none for others: leave out "
+                f"`num_transitions`. Received: num_transitions={num_transitions}"
+            )
+        return options
 
     def make_kernel(self, transition: Transition) -> UnadjustedLangevin:
         """Makes an unadjusted Langevin kernel."""

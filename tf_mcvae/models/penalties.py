@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tf_mcvae.kernels.path import AnnealedPath
+from tf_mcvae.models.generative import LogProbFn, Recomputed
 
 
 def clear_penalties(model: keras.Model) -> None:
@@ -31,20 +32,24 @@ class ChainPath(AnnealedPath):
 
     Args:
         path: A path.
-        recomputed: All variables of the target that have a gradient, if the backward pass is to
-            compute the target's activations again; see `AnnealedPath`.
+        recomputed: The target, if the backward pass is to compute its activations again; see
+            `AnnealedPath`.
     """
 
-    def __init__(self, path: AnnealedPath, recomputed: Sequence[keras.Variable] = ()) -> None:
-        values = [tf.convert_to_tensor(variable.value) for variable in recomputed]
-        super().__init__(path.base_log_prob_fn, self._target_log_prob, values)
+    def __init__(self, path: AnnealedPath, recomputed: Recomputed | None = None) -> None:
+        inputs = () if recomputed is None else recomputed.inputs
+        super().__init__(path.base_log_prob_fn, self._target_log_prob, inputs)
         self._path = path
-        self._variables = recomputed
+        self._recomputed = recomputed
         self._has_losses = False
 
-    def _target_log_prob(self, state: tf.Tensor, *values: tf.Tensor) -> tf.Tensor:
-        with _collecting(list(zip(self._variables, values, strict=True))) as losses:
-            log_prob = self._path.target_log_prob_fn(state)
+    def _target_log_prob(self, state: tf.Tensor, *inputs: tf.Tensor) -> tf.Tensor:
+        target: LogProbFn = self._path.target_log_prob_fn
+        values: list[tuple[keras.Variable, tf.Tensor]] = []
+        if self._recomputed is not None:
+            target, values = self._recomputed.bind(*inputs)
+        with _collecting(values) as losses:
+            log_prob = target(state)
         self._has_losses = self._has_losses or bool(losses)
         return log_prob
 

@@ -1,5 +1,7 @@
 """The encoder's approximate posterior `q(z|x) = N(loc(x), diag(scale(x)^2))`."""
 
+import math
+
 import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -27,6 +29,15 @@ def loc_and_scale(code: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return loc, tf.exp(0.5 * log_variance)
 
 
+class _Normal(tfp.distributions.Normal):
+    """A normal distribution whose gradients are finite down to a log variance of -87."""
+
+    def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
+        # `x / scale - loc / scale` has derivatives of scale^-3, which overflow at half of that.
+        normalised = (x - self.loc) * tf.math.reciprocal(self.scale)
+        return -0.5 * tf.square(normalised) - tf.math.log(self.scale) - 0.5 * math.log(math.tau)
+
+
 def diagonal_normal(loc: tf.Tensor, scale: tf.Tensor) -> tfp.distributions.Distribution:
     """Returns `N(loc, diag(scale^2))` over the last axis, a `tfd.Distribution`."""
-    return tfd.Independent(tfd.Normal(loc, scale), 1)
+    return tfd.Independent(_Normal(loc, scale), 1)

@@ -13,15 +13,19 @@ import tensorflow as tf
 
 from tf_mcvae import distribute, random
 from tf_mcvae.checks import plain_errors
-from tf_mcvae.models.batch import Batch
+from tf_mcvae.layers.likelihoods import Likelihood
+from tf_mcvae.models import advice
+from tf_mcvae.models.batch import Array, Batch
 from tf_mcvae.models.callbacks import all_callbacks
+from tf_mcvae.models.coming_steps import steps_at_end
+from tf_mcvae.models.compilation import CompiledModel
 from tf_mcvae.models.divergence import warn_of_loss
 from tf_mcvae.models.estimate import Estimate, added, joined
-from tf_mcvae.models.inputs import check_not_empty
+from tf_mcvae.models.input_check import InputCheck
+from tf_mcvae.models.inputs import check_inputs, check_not_empty
 from tf_mcvae.models.penalties import add_penalties, clear_penalties
 from tf_mcvae.models.updates import Updates
 from tf_mcvae.models.weights import weighted_arguments, weighted_data
-from tf_mcvae.performance.plan import ExecutionPlan, JitCompile, jit_for_keras, plan_execution
 from tf_mcvae.precision import density_dtype
 
 # Before Keras 3.15, `train_on_batch` returned means over all batches since the last epoch.
@@ -31,26 +35,33 @@ _KEEPS_METRICS = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15)
 TRAIN_STREAM, TEST_STREAM, CALL_STREAM = 0, 1, 2
 
 
-class TrainedModel(keras.Model):
+class TrainedModel(CompiledModel):
     """A model with an `estimate` of its objective, trained and evaluated as Keras does.
 
     Examples are checked before Keras reads them, since Keras trains on integers, NaN and empty data
     without an error. The model is built from their shape: a model that its first step builds would
     lose the optimizer's state when it is saved and loaded.
 
-    A subclass defines `estimate`, `check_inputs`, `check_batch`, `members`, and if they apply
-    `metric_names` and `adapt`.
+    A subclass defines `estimate`, `members`, and if they apply `metric_names` and `adapt`.
 
     Attributes:
         seed: Integer from which all random numbers are drawn.
         event_shape: Shape of one example, once the model is built.
-        is_distributed: Whether the model was made inside `strategy.scope()`.
-        jit_requested: The argument `jit_compile` of `compile`, which Keras does not keep as given.
+        likelihood: Knows which values are possible.
+        decoder: Maps latents to the likelihood's parameters.
+        latent_dim: D, once the model is built.
+        has_transitions: Whether the decoder runs in inference mode in training, since all
+            transitions need the same density.
     """
 
     seed: int
     event_shape: tuple[int, ...]
-    jit_requested: JitCompile = "auto"
+    likelihood: Likelihood
+    decoder: keras.Layer
+    latent_dim: int
+    has_transitions = False
+    _warned_of_grey = False
+    _warned_of_decoder = False
     _evaluating = False
     _has_bad_loss = False
 
@@ -58,7 +69,6 @@ class TrainedModel(keras.Model):
         self, *, name: str | None, trainable: bool, dtype: str | keras.DTypePolicy | None
     ) -> None:
         super().__init__(name=name, trainable=trainable, dtype=dtype)
-        self.is_distributed = distribute.is_distributed()
         # Random numbers depend only on the seed and these counts, of training steps and of the
         # batches of one evaluation.
         self.step = self.add_counter("step")
@@ -81,18 +91,6 @@ class TrainedModel(keras.Model):
 
     def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
         """Evaluates the objective on a batch."""
-        raise NotImplementedError
-
-    def check_inputs(self, x: Any) -> Any:
-        """Checks examples, builds the model from their shape, and returns the data to read."""
-        raise NotImplementedError
-
-    def check_batch(self, x: Any) -> Any:
-        """Checks an array of examples as `check_inputs` does."""
-        raise NotImplementedError
-
-    def members(self) -> Sequence[keras.Layer]:
-        """Returns the layers that decide how a step is executed; see `performance.plan`."""
         raise NotImplementedError
 
     def metric_names(self) -> tuple[str, ...]:
@@ -129,71 +127,6 @@ class TrainedModel(keras.Model):
 
     # Keras' entry points.
 
-    def compile(
-        self,
-        optimizer: str | keras.optimizers.Optimizer = "adam",
-        skip_gradient_norm: float | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Sets the optimizer and how training runs; as `keras.Model.compile`.
-
-        Args:
-            optimizer: A Keras optimizer or its name; its `global_clipnorm` clips the gradient.
-            skip_gradient_norm: Skips an update unless the global norm of its gradient, before
-                clipping, is below this; weights, step sizes and optimizer then do not change.
-                None applies every update.
-            **kwargs: Further arguments of `keras.Model.compile`. With `jit_compile="auto"`, the
-                default, XLA also compiles training on a CPU where that is faster: for models with
-                transitions, with this package's dense networks, activations and likelihoods. Your
-                own classes are included if their class body sets `suits_xla = True`.
-
-        Raises:
-            ValueError: If a loss or metrics are given, or the norm is not positive.
-        """
-        if skip_gradient_norm is not None and not skip_gradient_norm > 0:
-            raise ValueError(
-                "`skip_gradient_norm` must be above 0, or None to apply every update. "
-                f"Received: skip_gradient_norm={skip_gradient_norm!r}"
-            )
-        names = ("loss", "loss_weights", "metrics", "weighted_metrics")
-        given = [name for name in names if kwargs.get(name) is not None]
-        if given:
-            raise ValueError(
-                "The model has a loss and metrics of its own: give `compile` an optimizer, without "
-                f"{' and '.join(given)}. Received: {given[0]}={kwargs[given[0]]!r}"
-            )
-        self.jit_requested = kwargs.get("jit_compile", "auto")
-        kwargs["jit_compile"] = jit_for_keras(self.jit_requested, self.is_distributed)
-        with distribute.scope_of(self):
-            super().compile(optimizer, **kwargs)
-        self.skip_gradient_norm = skip_gradient_norm
-        distribute.check_compiled(self)
-
-    def get_compile_config(self) -> Any:
-        """Returns the arguments of `compile`."""
-        config = super().get_compile_config()
-        if config:
-            config["skip_gradient_norm"] = self.skip_gradient_norm
-            config["jit_compile"] = self.jit_requested
-        return config
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles as before saving."""
-        with distribute.scope_of(self):
-            self.compile(**keras.saving.deserialize_keras_object(config))
-            if self.built:
-                self.optimizer.build(self.trainable_variables)
-
-    def make_train_function(self, force: bool = False) -> Any:
-        """Makes the function of a training step as Keras does, after building the optimizer.
-
-        TensorFlow traces a step twice if it makes variables, such as those of an optimizer.
-        """
-        if not self.optimizer.built:
-            with distribute.scope_of(self):
-                self.optimizer.build(self.trainable_variables)
-        return super().make_train_function(force)
-
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the model; as `keras.Model.fit`.
 
@@ -208,6 +141,7 @@ class TrainedModel(keras.Model):
         if arguments.get("validation_data") is not None:
             held_out, *rest = keras.utils.unpack_x_y_sample_weight(arguments["validation_data"])
             arguments["validation_data"] = weighted_data(self.check_inputs(held_out), *rest)
+        self.expect_steps(steps_at_end(arguments, int(self.step.numpy())))
         given = arguments.pop("callbacks", None)
         with plain_errors(), all_callbacks(given, self, x) as callbacks:
             history = super().fit(**arguments, callbacks=callbacks)
@@ -270,18 +204,62 @@ class TrainedModel(keras.Model):
         """Returns reconstructions of a batch; as `keras.Model.predict_on_batch`."""
         return super().predict_on_batch(self.check_batch(x))
 
-    # The steps.
+    # The examples.
 
-    def execution_plan(self, training: bool) -> ExecutionPlan:
-        """Returns the plan for a step with the variables that are trainable now."""
-        return plan_execution(
-            training=training,
-            jit_compile=self.jit_requested,
-            is_compiled_by_keras=bool(self.jit_compile),
-            is_distributed=self.is_distributed,
-            members=(self, *self.members()),
-            trained=self.trainable_variables,
-        )
+    def check_inputs(self, x: Any) -> Any:
+        """Checks examples as `inputs.check_inputs` does, and builds the model if it is not built.
+
+        Args:
+            x: Array, `tf.data.Dataset`, `keras.utils.PyDataset`, generator, or another iterable of
+                batches.
+
+        Returns:
+            The data to read instead of `x`.
+        """
+        check = self._input_check()
+        checked = check_inputs(x, check)
+        self._build_for(check.event_shape)
+        return checked
+
+    def check_batch(self, x: Any) -> Array:
+        """Checks a batch of examples as `check_inputs` does, and returns the one to use."""
+        if isinstance(x, list | tuple):
+            x = tf.convert_to_tensor(x)
+        if not hasattr(x, "shape"):
+            raise TypeError(
+                f"A batch of examples must be an array [B, ...]. Received: {type(x).__name__}"
+            )
+        check = self._input_check()
+        checked = check.array(x)
+        self._build_for(check.event_shape)
+        return checked
+
+    def _input_check(self) -> InputCheck:
+        known = self.event_shape if self.built else None
+        return InputCheck(self.likelihood, known, None if self._warned_of_grey else self._grey)
+
+    def _build_for(self, event_shape: tuple[int, ...] | None) -> None:
+        if event_shape is None:  # Replicas have the data.
+            self.require_built()
+        elif not self.built:
+            with distribute.scope_of(self):
+                self.build((None, *event_shape))
+
+    def _grey(self) -> None:
+        if not self._warned_of_grey:
+            self._warned_of_grey = True
+            advice.warn_of_grey(self.likelihood)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes the function of a training step; before the first, warns of unsuitable decoders."""
+        if not self._warned_of_decoder:
+            self._warned_of_decoder = True
+            advice.check_decoder(self.decoder, self.latent_dim, self.likelihood)
+            if self.has_transitions:
+                advice.check_transitions(self.decoder)
+        return super().make_train_function(force)
+
+    # The steps.
 
     def step_seed(self, stream: int, counter: keras.Variable) -> tf.Tensor:
         """Returns the seed of a step."""

@@ -24,7 +24,8 @@ class VAE(MonteCarloVAE):
         decoder: Maps `z [B, D]` to the likelihood's parameters.
         likelihood: `"bernoulli"`, `"gaussian"`, or a `Likelihood` layer.
         num_samples: S.
-        seed: Integer from which all random numbers are drawn.
+        seed: Integer from which all draws of the model come. The initial weights of its networks do
+            not: `keras.utils.set_random_seed` determines them.
         name: Name of the model.
         trainable: Whether the weights are trained.
         dtype: Data type or policy of the computations, as in Keras.

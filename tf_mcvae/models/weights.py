@@ -44,10 +44,6 @@ def weighted_data(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, 
     """
     if isinstance(x, tf.data.Dataset):
         x = _checked_dataset(x)
-    elif isinstance(x, keras.utils.PyDataset):
-        first, _, first_weight = keras.utils.unpack_x_y_sample_weight(x[0])
-        if first_weight is not None:
-            check_weights(first_weight, len(first))
     if weight is None:
         return x, y, None
     if not hasattr(x, "shape"):

@@ -51,7 +51,7 @@ def annealed_importance_sampling(
     path: AnnealedPath,
     initial_state: tf.Tensor,
     kernel_fn: KernelFn,
-    num_transitions: int,
+    num_transitions: int | tf.Tensor,
     seed: random.Seed,
     final_log_prob_fn: LogProbFn | None = None,
     trace_fn: TraceFn = trace_acceptance,
@@ -66,7 +66,7 @@ def annealed_importance_sampling(
         initial_state: `z_0`, `[S, B, D]`.
         kernel_fn: Returns the kernel of a transition, given its number k = 0, ..., K - 1 (a scalar
             tensor) and the results of the previous transition (None before the first).
-        num_transitions: K, a positive Python integer.
+        num_transitions: K, a positive integer; a scalar tensor if XLA differentiates nothing.
         seed: A seed.
         final_log_prob_fn: `log p(x, z_K)` of the weight; None for the path's target.
         trace_fn: Called with the state and the results after each transition, as in `tfp.mcmc`;

@@ -24,6 +24,9 @@ FEWEST_WEIGHTS_TO_DIVIDE = 1_000_000
 # graph that is divided among all cores.
 MOST_WEIGHTS_FOR_ONE_CORE = 100_000
 
+# XLA takes some 10 seconds to compile a step that it then makes some 15 milliseconds faster.
+FEWEST_STEPS_TO_COMPILE = 700
+
 
 @dataclasses.dataclass(frozen=True)
 class ExecutionPlan:
@@ -62,6 +65,7 @@ def plan_execution(
     is_distributed: bool,
     members: Sequence[keras.Layer],
     trained: Sequence[keras.Variable],
+    num_steps: int | None = None,
 ) -> ExecutionPlan:
     """Plans the step that is about to be traced, or executed eagerly.
 
@@ -72,6 +76,7 @@ def plan_execution(
         is_distributed: Whether the model was made under a strategy.
         members: The model, then its networks and its likelihood; see `suits_xla`.
         trained: The variables that are trained.
+        num_steps: The number of steps that training will have made; None if it is unknown.
     """
     num_weights = sum(math.prod(variable.shape) for variable in trained)
     if is_distributed:
@@ -79,7 +84,8 @@ def plan_execution(
     else:
         is_open = jit_compile == "auto" and not is_compiled_by_keras and can_fuse()
         fits = cores.num_parts() == 1 or num_weights <= MOST_WEIGHTS_FOR_ONE_CORE
-        is_compiled_here = is_open and training and fits and all(map(suits_xla, members))
+        is_worth_it = training and fits and not is_short(num_steps)
+        is_compiled_here = is_open and is_worth_it and all(map(suits_xla, members))
     if is_compiled_here:
         return ExecutionPlan("here")
     if is_compiled_by_keras:
@@ -90,6 +96,11 @@ def plan_execution(
     has_state = any(member.non_trainable_variables for member in members[1:])
     is_whole = is_light or (training and has_state) or not tf.inside_function()
     return ExecutionPlan("none", can_fuse(), 1 if is_whole else cores.num_parts())
+
+
+def is_short(num_steps: int | None) -> bool:
+    """Returns whether a training is too short for XLA's compilation to pay."""
+    return num_steps is not None and num_steps < FEWEST_STEPS_TO_COMPILE
 
 
 def jit_for_keras(jit_compile: JitCompile, is_distributed: bool) -> JitCompile:
