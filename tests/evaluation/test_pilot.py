@@ -22,9 +22,10 @@ def slow(*values):
 
 @pytest.mark.parametrize("number", [20, *map(slow, (50, 100, 300, 1000))])
 @pytest.mark.parametrize("start", ["prior", slow("encoder")])
+@pytest.mark.parametrize("leapfrogs", [3, slow(10)])
 @pytest.mark.parametrize("name", study.SCALES)
-def test_transitions_accept_near_the_target(name, start, number):
-    settings = AISSettings(num_temperatures=number, num_leapfrog_steps=3, start=start)
+def test_transitions_accept_near_the_target(name, leapfrogs, start, number):
+    settings = AISSettings(num_temperatures=number, num_leapfrog_steps=leapfrogs, start=start)
     rates = study.acceptance(study.make_model(study.SCALES[name]), settings, seed=0)
     assert np.mean(np.abs(rates - settings.target_acceptance) < study.TOLERANCE) >= 0.9
 
