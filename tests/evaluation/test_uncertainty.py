@@ -137,6 +137,23 @@ def test_error_of_chains_that_share_a_draw():
     assert np.isnan(uncertainty.shared_draw_errors(np.zeros(1), *known).variance[0])
 
 
+def test_error_that_few_examples_make_is_widened():
+    """By Student's t; with equal errors of all examples it is that of independent draws."""
+    variances = np.array([1.0, 2.0, 6.0])  # Mean 3, variance 7: 2 * 3 * 9 / 7 degrees of freedom.
+    widened = scipy.stats.t.ppf(0.975, 7) / 1.96
+    for values, expected in (
+        (variances, widened * 1.0),
+        (np.full(4, 9.0), 1.5),
+        (np.array([9.0]), 3.0),
+        (np.eye(7)[0], scipy.stats.t.ppf(0.975, 2) / 1.96 / 7.0),
+    ):
+        error = uncertainty.Errors(np.zeros_like(values), values).of_mean
+        assert error == pytest.approx(expected, rel=1e-6)
+        biased = uncertainty.Errors(np.sqrt(values), np.zeros_like(values)).of_mean
+        assert biased == pytest.approx(expected, rel=1e-6)
+    assert np.isnan(uncertainty.Errors(np.full(2, np.nan), np.full(2, np.nan)).of_mean)
+
+
 # Warnings.
 
 
@@ -170,11 +187,23 @@ def test_few_examples_and_few_draws_are_named():
     assert "one draw of each example" in estimate_iwae(VAE, X, 1).warnings[0]
 
 
+def test_few_draws_of_each_example_are_named_with_the_bias():
+    """However many examples there are: large weights may be missing in most of them."""
+    few, enough = (
+        result_of(0.01 * np.random.default_rng(0).normal(size=[draws, 20])) for draws in (7, 8)
+    )
+    (text,) = few.warnings
+    assert text.startswith("7 draws of each example often miss its large weights")
+    assert f"bias of {few.bias:.2g} nats" in text
+    assert enough.warnings == ()
+    assert estimate_elbo(VAE, np.tile(X, [2, 1]), 7).warnings == ()  # No large weights needed.
+
+
 def test_a_comparison_names_biases_that_differ():
     first, second = estimate_iwae(VAE, X, 2), estimate_iwae(VAE, X, 2000)
     found = "\n".join(compare(first, second).warnings)
     assert ("too low by about" in found) == (
-        abs(first.bias - second.bias) > 0.2 * compare(first, second).standard_error
+        abs(first.bias - second.bias) > doubts._SMALL_BIAS * compare(first, second).standard_error
     )
 
 

@@ -18,6 +18,8 @@ _FEW_DRAWS, _SHARE_OF_DRAWS, _FEW_EXAMPLES = 10.0, 0.25, 0.05
 LEAST_EXAMPLES, LEAST_SIMULATED = 10, 20
 # Fewest degrees of freedom of an error over draws, which then covers 94 %.
 _LEAST_FREEDOM = 30
+# Fewest draws of an example that show how uneven its weights are.
+_LEAST_DRAWS = 8
 # A bias of this share of the Monte Carlo error takes half a per cent off the coverage of 68 %. It
 # is not larger, because results that miss the large weights are too low and seem unbiased.
 _SMALL_BIAS = 0.15
@@ -73,14 +75,23 @@ def of_draws(
         return draws
     remedy = "chains or temperatures" if is_annealed else "draws, or anneal"
     weights = few_weights(moments, "low" if bias < 0.0 else "high")
-    return (*draws, *biased(bias, error, remedy), *weights)
+    found = (*draws, *biased(bias, error, remedy), *weights)
+    if moments.num_draws >= _LEAST_DRAWS:
+        return found
+    return (
+        *found,
+        f"{moments.num_draws} draws of each example often miss its large weights, and then the "
+        f"bias of {bias:.2g} nats and the Monte Carlo error are understated: take at least "
+        f"{_LEAST_DRAWS}",
+    )
 
 
 def few_draws(num_examples: int, num_draws: int) -> tuple[str, ...]:
     """Warns of a Monte Carlo error that is not known, or uncertain itself."""
     if num_draws == 1:
         return (
-            "one draw of each example does not show how far off the estimate is: take at least 4",
+            "one draw of each example does not show how far off the estimate is: take at least "
+            f"{_LEAST_DRAWS}",
         )
     if num_examples * (num_draws - 1) >= _LEAST_FREEDOM:
         return ()
