@@ -1,5 +1,7 @@
 """What is assigned to a built model is used or refused, and what is rejected changes nothing."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -40,12 +42,34 @@ def gradients_of(model):
         (tf_mcvae.LMCVAE, "learned_reverse", True),
     ],
 )
-def test_layers_and_shapes_of_a_built_model_stay(model_class, name, value):
-    model = PPCA.model(model_class)
-    with pytest.raises(ValueError, match=rf"(?s)`{name}` cannot change once.*Received: {name}="):
-        setattr(model, name, value)
-    if name != "likelihood" and hasattr(model, name):
+def test_what_layers_are_made_from_stays(model_class, name, value):
+    unbuilt = model_class(*PPCA.networks())
+    for model in (unbuilt, PPCA.model(model_class)):
+        with pytest.raises(ValueError, match=rf"(?s)`{name}` cannot change.*Received: {name}="):
+            setattr(model, name, value)
         setattr(model, name, getattr(model, name))  # Nothing changes.
+
+
+@pytest.mark.parametrize("name", ["VAE", "IWAE", "FlowVAE", "LMCVAE", "AMCVAE"])
+def test_every_argument_is_fixed_or_changeable(name):
+    model_class = getattr(tf_mcvae, name)
+    arguments = set(inspect.signature(model_class).parameters) - {"name", "trainable", "dtype"}
+    assert arguments == {*model_class.fixed, *model_class.changeable} - {"transition_decoder"}
+    assert all(hasattr(PPCA.model(model_class), argument) for argument in arguments)
+
+
+def test_attributes_of_a_subclass_are_free():
+    """Such as a weight of the divergence that a callback raises."""
+
+    class Weighted(tf_mcvae.VAE):
+        def __init__(self, encoder, decoder, beta=1.0, **kwargs):
+            super().__init__(encoder, decoder, **kwargs)
+            self.beta = beta
+
+    model = Weighted(*PPCA.networks(), likelihood="gaussian")
+    model.build((None, 5))
+    model.beta = 0.5
+    assert model.beta == 0.5
 
 
 @pytest.mark.parametrize(

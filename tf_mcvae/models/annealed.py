@@ -74,6 +74,13 @@ class AnnealedVAE(MonteCarloVAE):
     """
 
     has_transitions = True
+    fixed = MonteCarloVAE.fixed | {
+        "num_transitions",
+        "schedule",
+        "step_size",
+        "cloned_decoder",
+        "transition_decoder",
+    }
     changeable: ClassVar[Mapping[str, Check]] = {
         **MonteCarloVAE.changeable,
         "recompute": check_boolean,

@@ -47,6 +47,7 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
             otherwise, mixed precision included; see `precision`.
     """
 
+    fixed = frozenset({"encoder", "decoder", "likelihood"})
     changeable: ClassVar[Mapping[str, Check]] = {
         "num_samples": check_positive_integer,
         "seed": lambda name, value: random.as_seed(value),

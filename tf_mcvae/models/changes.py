@@ -1,6 +1,5 @@
-"""What may change in a model that is built: the constructor's arguments that its steps read."""
+"""What may change in a model: the constructor's arguments that its steps read."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -13,49 +12,38 @@ Check = Callable[[str, Any], Any]
 class CheckedChanges:
     """Mixin that checks what is assigned to constructor arguments, so that none is ignored.
 
-    A model keeps its layers, and has weights for its shapes, once it is built: assigning others is
-    refused. What only its steps read may change; the compiled steps are then made again.
+    What a model's layers are made from is fixed by the constructor, and its layers are once it is
+    built: assigning others is refused. What only its steps read may change; the compiled steps are
+    then made again. Other attributes, such as those of a user's subclass, are free.
 
     Attributes:
+        fixed: The arguments that cannot change. The constructor assigns each of them once.
         changeable: The arguments that may change, by name, with the function that checks a value:
-            it is called with the name and the value, and raises if the value is not allowed. A
-            subclass adds its own arguments to those of its base.
+            it is called with the name and the value, and raises if the value is not allowed.
+
+    A subclass adds its own arguments to those of its base.
     """
 
+    fixed: ClassVar[frozenset[str]] = frozenset()
     changeable: ClassVar[Mapping[str, Check]] = {}
-    _arguments: ClassVar[frozenset[str]] = frozenset()
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Adds the constructor's arguments, except those that Keras looks after."""
-        super().__init_subclass__(**kwargs)
-        own = set(inspect.signature(cls.__init__).parameters)
-        cls._arguments = cls._arguments | own - {
-            "self",
-            "args",
-            "kwargs",
-            "name",
-            "trainable",
-            "dtype",
-        }
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Checks the value; refuses it if the model is built and cannot take it up."""
+        """Checks the value; refuses it if the model cannot take it up."""
         if name in self.changeable:
             self.changeable[name](name, value)
-        if not getattr(self, "built", False):
-            super().__setattr__(name, value)
-            return
-        current = vars(self).get(name)
-        is_fixed = name in self._arguments or isinstance(current, keras.Layer)
-        if is_fixed and name not in self.changeable and not _is_same(current, value):
+        is_first, current = name not in vars(self), vars(self).get(name)
+        is_same = not is_first and _is_same(current, value)
+        is_built = getattr(self, "built", False)
+        is_fixed = name in self.fixed or (is_built and isinstance(current, keras.Layer))
+        if is_fixed and not is_first and not is_same:
             raise ValueError(
-                f"`{name}` cannot change once the {type(self).__name__} is built, since its layers "
-                f"and the shapes of its weights are fixed. Make another model with `{name}`, for "
+                f"`{name}` cannot change once the {type(self).__name__} is made, since it decides "
+                f"its layers or the shapes of its weights. Make another model with `{name}`, for "
                 "example from `get_config()`, and give it the weights that fit. "
                 f"Received: {name}={value!r}"
             )
         super().__setattr__(name, value)
-        if name in self.changeable and not _is_same(current, value):
+        if is_built and name in self.changeable and not is_same:
             self._make_steps_again()
 
     def _make_steps_again(self) -> None:

@@ -56,6 +56,8 @@ class FlowVAE(MonteCarloVAE):
         Rezende and Mohamed, Variational Inference with Normalizing Flows, arXiv 1505.05770.
     """
 
+    fixed = MonteCarloVAE.fixed | {"flow", "num_flows"}
+
     def __init__(
         self,
         encoder: keras.Layer,
@@ -81,6 +83,7 @@ class FlowVAE(MonteCarloVAE):
             dtype=dtype,
         )
         self.flow = FlowStack(flow, num_flows, dtype=self.density_dtype)
+        self.num_flows = num_flows
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Builds networks and flow for inputs of shape `[B, ...]`."""

@@ -97,6 +97,7 @@ class LMCVAE(AnnealedVAE):
     """
 
     suits_xla = True
+    fixed = AnnealedVAE.fixed | {"learned_drift", "learned_reverse"}
     changeable: ClassVar[Mapping[str, Check]] = {
         **AnnealedVAE.changeable,
         "skip_threshold": check_skip_threshold,
@@ -142,6 +143,8 @@ class LMCVAE(AnnealedVAE):
         self.reverse_kernel = _layer_or_none(
             "learned_reverse", learned_reverse, LearnedReverse, self.dtype_policy
         )
+        self.learned_drift = self.drift is not None
+        self.learned_reverse = self.reverse_kernel is not None
         if self.reverse_kernel is not None and not np.all(self.step_size.initial > 0):
             raise ValueError(
                 "A learned reverse kernel needs step sizes above 0, as the weight has the density "
