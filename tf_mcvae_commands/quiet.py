@@ -11,13 +11,13 @@ from collections.abc import Iterator
 def quiet_start() -> Iterator[None]:
     """Hides what TensorFlow writes to the standard error while it is imported in the block.
 
-    TensorFlow writes these lines in C++ before it reads a log level. If the import fails, they are
-    shown. The environment variable TF_CPP_MIN_LOG_LEVEL, if it is set, shows them too.
+    TensorFlow writes these lines in C++ whatever the log level is. If the import fails, they are
+    shown. The environment variable TF_CPP_MIN_LOG_LEVEL shows them too if it is 0.
     """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ or "tensorflow" in sys.modules:
+    if "tensorflow" in sys.modules or os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
         yield
         return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as hidden:

@@ -691,11 +691,15 @@ def test_the_record_keeps_all_versions_that_trained_a_model(tmp_path, capsys):
 
 def test_start_up_messages_of_tensorflow_are_hidden_and_errors_are_not():
     code = "from tf_mcvae_commands.quiet import quiet_start\nwith quiet_start():\n import "
-    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
-    for module, error in (("tensorflow", ""), ("tensorflow, no_such_module", "no_such_module")):
-        done = subprocess.run(
-            [sys.executable, "-c", code + module], capture_output=True, text=True, env=environment
-        )
+    unset = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    for module, level, error in (
+        ("tensorflow", {}, ""),
+        ("tensorflow", {"TF_CPP_MIN_LOG_LEVEL": "3"}, ""),
+        ("tensorflow", {"TF_CPP_MIN_LOG_LEVEL": "0"}, "InitializeLog"),
+        ("tensorflow, no_such_module", {}, "no_such_module"),
+    ):
+        command = [sys.executable, "-c", code + module]
+        done = subprocess.run(command, capture_output=True, text=True, env=unset | level)
         assert (error in done.stderr) if error else (done.stderr == "")
 
 

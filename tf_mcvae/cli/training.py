@@ -117,8 +117,9 @@ def _model(
             return model
         # Workers make all variables in step, and so first the same model.
         model.optimizer.build(model.trainable_variables)
-    if has_checkpoint:
-        model.load_weights(folder.checkpoint)  # Outside the scope, as it makes variables.
+    if has_checkpoint:  # Outside the scope, as it makes variables.
+        load_model(folder.checkpoint)  # Says why, if the file cannot be loaded.
+        model.load_weights(folder.checkpoint)
     with distribute.scope(strategy):
         distribute.broadcast([*model.weights, *model.optimizer.variables])
     return model
