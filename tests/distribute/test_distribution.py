@@ -178,6 +178,19 @@ def weights_of(folder):
     return [w.numpy() for w in (*model.weights, *model.optimizer.variables)]
 
 
+def check_damage_is_named(folder):
+    """The chief says what is wrong with the checkpoint, and the other worker ends too."""
+    checkpoint = folder / "run" / "checkpoint.keras"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    ports = free_ports()
+    chief, other = (start_run(folder, "multiworker", index=i, ports=ports) for i in range(2))
+    (text,) = finish(chief, code=2)
+    assert "The file is damaged" in text
+    finish(other, code=os.EX_TEMPFAIL)
+    checkpoint.write_bytes(whole)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_run_continues_after_a_worker_is_lost(lost, tmp_path):
@@ -194,6 +207,8 @@ def test_a_run_continues_after_a_worker_is_lost(lost, tmp_path):
     assert "another worker is gone" in text
     workers[lost].communicate()
     assert not (tmp_path / "run" / "metrics.json").exists()
+    if lost == 0:
+        check_damage_is_named(tmp_path)
     ports = free_ports()
     texts = finish(*(start_run(tmp_path, "multiworker", index=i, ports=ports) for i in range(2)))
     assert "Resuming after epoch" in texts[0]
