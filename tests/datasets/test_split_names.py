@@ -143,6 +143,24 @@ def test_hidden_files_are_not_read(below, tmp_path):
     assert sum(sizes(tmp_path)) == 10
 
 
+def test_images_that_are_left_out_are_named(tmp_path):
+    for name in ("train", "test"):
+        write_images(tmp_path / name, 10)
+    assert sum(sizes(tmp_path)) == 20  # Without a warning, which would be an error here.
+    for name in ("0.gif", "1.GIF", "labels.csv", "deeper/2.webp"):
+        (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"3 images are left out.*Received: \.gif, \.webp in"):
+        assert sum(sizes(tmp_path)) == 20
+    for path in (tmp_path / "train").rglob("*.*"):
+        path.unlink() if path.suffix != ".png" else None
+    write_images(tmp_path / "unlabelled" / "below", 3)
+    write_images(tmp_path, 1)
+    (tmp_path / "readme.txt").write_text("")
+    with pytest.warns(UserWarning, match=r"left out.*Received: '0.png', 'unlabelled' in"):
+        assert sum(sizes(tmp_path)) == 20
+
+
 def test_hidden_records_are_not_read(tmp_path):
     write_records(IMAGES, tmp_path, num_files=1)
     (tmp_path / "._train-00000-of-00001.tfrecord").write_bytes(b"no records")

@@ -1,6 +1,7 @@
 """A folder of image files, of which only the names are held in memory."""
 
 import array
+import collections
 import itertools
 import os
 import re
@@ -12,6 +13,18 @@ import tensorflow as tf
 from tf_mcvae.datasets.split_names import is_only_split, splits_said
 from tf_mcvae.datasets.streams import LOOKED_AT, Window, permuted
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+_OTHER_SUFFIXES = (
+    b".gif",
+    b".webp",
+    b".tif",
+    b".tiff",
+    b".heic",
+    b".avif",
+    b".jp2",
+    b".ppm",
+    b".pgm",
+)
 _BLOCK = 256  # Names in one string; a string of all names would be copied into every graph.
 
 # Folders that systems make for themselves: resource forks, thumbnails, deleted files.
@@ -47,12 +60,15 @@ class Files:
 
     Args:
         folder: The folder; links to folders are not followed.
-        suffixes: Endings of the files' names, in lower case.
+
+    Attributes:
+        unread: Number of image files in other formats, by the ending of their names.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], suffixes: Sequence[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         base = os.path.join(os.fsencode(folder), b"")
-        names = _names_below(base, b"", tuple(os.fsencode(suffix) for suffix in suffixes))
+        self.unread: collections.Counter[str] = collections.Counter()
+        names = _names_below(base, b"", self.unread)
         blocks, ends = [], array.array("q", [0])
         while block := list(itertools.islice(names, _BLOCK)):
             blocks.append(b"".join(block))
@@ -102,21 +118,30 @@ class Files:
         return item
 
 
-def _names_below(base: bytes, folder: bytes, suffixes: tuple[bytes, ...]) -> Iterator[bytes]:
-    """Yields the paths of files relative to `base`, in the order of their parts."""
+def _names_below(base: bytes, folder: bytes, unread: collections.Counter[str]) -> Iterator[bytes]:
+    """Yields the paths of files relative to `base`, in the order of their parts.
+
+    Files in formats that are not read are counted.
+    """
+    suffixes = tuple(map(os.fsencode, SUFFIXES))
     with os.scandir(base + folder) as entries:
         # A zero byte, which no name contains and which sorts first, marks a folder.
-        names = [
-            entry.name + b"\0" if entry.is_dir(follow_symlinks=False) else entry.name
-            for entry in entries
-            if (entry.name.lower().endswith(suffixes) or entry.is_dir(follow_symlinks=False))
-            and not is_hidden(os.fsdecode(entry.name))
-        ]
+        names = []
+        for entry in entries:
+            ending = os.path.splitext(entry.name)[1].lower()
+            if is_hidden(os.fsdecode(entry.name)):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                names.append(entry.name + b"\0")
+            elif ending in suffixes:
+                names.append(entry.name)
+            elif ending in _OTHER_SUFFIXES:
+                unread[os.fsdecode(ending)] += 1
     _check_one_split(names, os.fsdecode(base + folder))
     names.sort()
     for name in names:
         if name.endswith(b"\0"):
-            yield from _names_below(base, folder + name[:-1] + b"/", suffixes)
+            yield from _names_below(base, folder + name[:-1] + b"/", unread)
         else:
             yield folder + name
 

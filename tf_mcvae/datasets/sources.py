@@ -11,7 +11,9 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
+import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from tf_mcvae.checks import require
 from tf_mcvae.datasets.arrays import Held, Images, as_pixels
-from tf_mcvae.datasets.image_files import Files, is_hidden
+from tf_mcvae.datasets.image_files import SUFFIXES, Files, is_hidden
 from tf_mcvae.datasets.records import TFDS_INFO, read_records, split_folders, tfds_shards
 from tf_mcvae.datasets.split_names import SPLITS, find_splits, is_only_data, is_only_split
 from tf_mcvae.datasets.streams import Size, Stream, resize
@@ -29,7 +31,6 @@ from tf_mcvae.datasets.streams import Size, Stream, resize
 DataDir = str | os.PathLike[str] | None
 
 _DIGITS_TEST = 297
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 _MOST_HELD_BYTES = 2**28  # Splits of a folder that take more, as `uint8`, are streamed.
 _CONNECT_SECONDS = 5.0
 
@@ -149,29 +150,47 @@ def _read_folder(folder: pathlib.Path, size: Size) -> dict[str, Images]:
 def _read_images(folder: pathlib.Path, size: Size) -> dict[str, Stream]:
     """Returns the splits of a folder of image files."""
     parts = split_folders(folder)
-    if len(parts) == 1:
-        _check_no_classes(folder, *parts.values())
-    streams = {}
-    for part, path in (parts or {"train": folder}).items():
-        files = Files(path, _IMAGE_SUFFIXES)
-        if not len(files):
+    files = {part: Files(path) for part, path in (parts or {"train": folder}).items()}
+    for part, found in files.items():
+        if not len(found):
             raise ValueError(
-                f"No {', '.join(_IMAGE_SUFFIXES)} or .tfrecord in folder. Received: {str(path)!r}"
+                f"No {', '.join(SUFFIXES)} or .tfrecord in folder. "
+                f"Received: {str(parts.get(part, folder))!r}"
             )
-        streams[part] = Stream.open(files, size)
-    return streams
+    if parts:
+        _check_others(folder, list(parts.values()))
+    unread = sum((found.unread for found in files.values()), Counter())
+    if unread:
+        warnings.warn(
+            f"{unread.total()} images are left out, since only {', '.join(SUFFIXES)} are read: "
+            f"convert them. Received: {', '.join(sorted(unread))} in {str(folder)!r}",
+            stacklevel=2,
+        )
+    return {part: Stream.open(found, size) for part, found in files.items()}
 
 
-def _check_no_classes(folder: pathlib.Path, split: pathlib.Path) -> None:
-    """Raises if the only folder named as a split lies among other folders of images."""
-    for path in sorted(folder.iterdir()):
-        is_other = path.is_dir() and path != split and not is_hidden(path.name)
-        if is_other and len(Files(path, _IMAGE_SUFFIXES)):
-            raise ValueError(
-                f"It is unclear whether {split.name!r} is a split or a class of images. Load "
-                f"{str(split)!r} for its images alone; or rename it, or put all classes into a "
-                f"folder train. Received: {path.name!r} beside {split.name!r} in {str(folder)!r}"
-            )
+def _check_others(folder: pathlib.Path, splits: list[pathlib.Path]) -> None:
+    """Warns of images beside the folders of splits; raises where a class may look like a split."""
+    others = [path for path in sorted(folder.iterdir()) if path not in splits]
+    others = [path for path in others if not is_hidden(path.name) and _holds_images(path)]
+    if len(splits) == 1 and any(path.is_dir() for path in others):
+        other, split = next(path for path in others if path.is_dir()), splits[0]
+        raise ValueError(
+            f"It is unclear whether {split.name!r} is a split or a class of images. Load "
+            f"{str(split)!r} for its images alone; or rename it, or put all classes into a "
+            f"folder train. Received: {other.name!r} beside {split.name!r} in {str(folder)!r}"
+        )
+    if others:
+        warnings.warn(
+            "Images beside the folders of the splits are left out: move them into one of these. "
+            f"Received: {', '.join(repr(path.name) for path in others[:3])} in {str(folder)!r}",
+            stacklevel=2,
+        )
+
+
+def _holds_images(path: pathlib.Path) -> bool:
+    """Returns whether a path is that of an image, or of a folder with images."""
+    return len(Files(path)) > 0 if path.is_dir() else path.suffix.lower() in SUFFIXES
 
 
 def _read_tfds(entry: _Entry, size: Size, data_dir: DataDir) -> dict[str, Images]:
