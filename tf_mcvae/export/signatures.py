@@ -293,7 +293,7 @@ def standard_error(log_weights: tf.Tensor) -> tf.Tensor:
     num_samples = log_weights.shape[0]
     # At most one share is above a half: that of the largest, whose complement is summed anew.
     largest = tf.one_hot(tf.argmax(log_weights, 0), num_samples, True, False, 0, tf.bool)
-    others = tf.where(largest, -np.inf, log_weights)
+    others = tf.where(largest, tf.constant(-math.inf, log_weights.dtype), log_weights)
     rest = tf.reduce_logsumexp(others, axis=0) - tf.reduce_logsumexp(log_weights, axis=0)
     shares = tf.minimum(tf.nn.softmax(log_weights, axis=0), 0.5)
     # Finite where all weights but one are 0.
