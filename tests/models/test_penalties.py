@@ -47,7 +47,9 @@ MODES = {
     "parts": {"jit_compile": False},
 }
 RUNS = [*((case, "eager") for case in CASES), ("LMCVAE-cloned", "graph")]
-SLOW = [(case, mode) for case in CASES for mode in MODES if (case, mode) not in RUNS]
+SLOW = [(case, "graph") for case in CASES if (case, "graph") not in RUNS]
+SLOW += [(case, "xla") for case in ("VAE", "LMCVAE-recompute", "AMCVAE")]
+SLOW += [(case, "parts") for case in ("IWAE-dreg", "LMCVAE-cloned")]
 
 
 @pytest.mark.parametrize(
