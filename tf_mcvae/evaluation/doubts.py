@@ -109,8 +109,8 @@ def biased(bias: float, error: float, remedy: str) -> tuple[str, ...]:
     if abs(bias) > _LARGE_BIAS:
         rest = " or more"
     return (
-        f"the estimate is too {direction} by about {abs(bias):.2g} nats{rest}, which the Monte "
-        f"Carlo error of {error:.2g} does not contain: take more {remedy}",
+        f"the estimate is too {direction} by about {abs(bias):.2g} nats{rest}, in addition to "
+        f"the Monte Carlo error of {error:.2g}: take more {remedy}",
     )
 
 

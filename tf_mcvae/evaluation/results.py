@@ -39,7 +39,7 @@ class LogLikelihoodEstimate:
         warnings: Reasons to doubt the number, and their remedies.
         per_example: The estimate of each example, `[N]`, in the order of the data.
         bias: Estimated bias of the mean from the number of draws, in nats, negative where the mean
-            is too low; `monte_carlo_error` does not contain it. NaN if it is not known.
+            is too low; `monte_carlo_error` does not include it. NaN if it is not known.
     """
 
     method: str
