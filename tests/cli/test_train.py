@@ -675,7 +675,7 @@ def test_the_record_keeps_all_versions_that_trained_a_model(tmp_path, capsys):
     config = tmp_path / "config.json"
     now = environment.versions()
     assert environment.versions_of_run(config) == {"versions": now}
-    for keras_version in ("3.7.0", "3.8.0"):
+    for keras_version in ("3.6.0", "3.7.0"):
         earlier = (
             json.loads(config.read_text()).get("earlier_versions", []) if config.exists() else []
         )
@@ -685,8 +685,8 @@ def test_the_record_keeps_all_versions_that_trained_a_model(tmp_path, capsys):
         write_json(config, environment.versions_of_run(config))
     record = environment.versions_of_run(config)
     assert record["versions"] == now
-    assert [version["keras"] for version in record["earlier_versions"]] == ["3.7.0", "3.8.0"]
-    assert f"keras 3.8.0 (now {keras.__version__})" in capsys.readouterr().err
+    assert [version["keras"] for version in record["earlier_versions"]] == ["3.6.0", "3.7.0"]
+    assert f"keras 3.7.0 (now {keras.__version__})" in capsys.readouterr().err
 
 
 def test_start_up_messages_of_tensorflow_are_hidden_and_errors_are_not():
