@@ -98,7 +98,8 @@ def test_a_changed_argument_is_used_by_compiled_steps(model_class, name, value, 
             changed.step.assign(0)
             changed.test_step_counter.assign(0)
         losses.append([changed.train_on_batch(X), changed.test_on_batch(X)])
-    assert losses[0] == losses[1]
+    # Two compilations may add in different orders.
+    np.testing.assert_allclose(np.concatenate(losses[0]), np.concatenate(losses[1]), rtol=1e-6)
     with pytest.raises((TypeError, ValueError), match=rf"`{name}`|`seed`"):
         setattr(model, name, wrong)
     assert model.get_config()[name] == value
