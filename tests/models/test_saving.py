@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import zipfile
 
 import keras
 import numpy as np
@@ -24,6 +25,11 @@ def decoder(**options):
 
 def sequential(units, **options):
     return keras.Sequential([keras.layers.Dense(3), keras.layers.Dense(units)], **options)
+
+
+def functional():
+    z = keras.Input((2,))
+    return keras.Model(z, keras.layers.Dense(6)(keras.layers.Dense(3)(z)))
 
 
 @keras.saving.register_keras_serializable("test_saving")
@@ -65,6 +71,10 @@ FROZEN = {
     "encoder by argument": (lambda: VAE(encoder(trainable=False), decoder()), None),
     "decoder": (lambda: FlowVAE(encoder(), decoder()), lambda m: m.decoder),
     "layer of an encoder": (lambda: IWAE(encoder(), decoder()), lambda m: m.encoder.chain[1]),
+    "layer of a functional model": (
+        lambda: VAE(encoder(), functional()),
+        lambda m: m.decoder.layers[1],
+    ),
     "layer of a Sequential": (
         lambda: VAE(sequential(4), decoder()),
         lambda m: m.encoder.layers[0],
@@ -100,12 +110,14 @@ def test_what_is_frozen_stays_frozen_and_the_optimizer_keeps_its_state(name, tmp
     assert not all(part.trainable for part in model._flatten_layers())
     model.compile("adam")
     model.optimizer.build(model.trainable_variables)
-    model.optimizer.iterations.assign(3)
+    for number, variable in enumerate(model.optimizer.variables):
+        variable.assign(tf.cast(tf.fill(variable.shape, number + 3), variable.dtype))
     model.save(tmp_path / "model.keras")
     others = [tf_mcvae.load_model(tmp_path / "model.keras"), copy.deepcopy(model)]
     for other in others:
         assert other.optimizer.iterations == 3
-        assert len(other.optimizer.variables) == len(model.optimizer.variables)
+        for new, old in zip(other.optimizer.variables, model.optimizer.variables, strict=True):
+            np.testing.assert_array_equal(new, old)
     others += [keras.models.clone_model(model), type(model).from_config(model.get_config())]
     for other in others:
         other.build((None, 6))
@@ -124,6 +136,7 @@ def test_parts_that_are_frozen_by_argument_are_not_trained():
             id(v) for v in model.trainable_variables
         }
         assert model.trainable_variables
+    assert built(lambda: langevin(trainable=False)).trainable_variables == []
 
 
 def test_a_clone_is_frozen_where_the_decoder_is():
@@ -272,6 +285,24 @@ def test_other_reasons_are_given_as_they_are(tmp_path):
     shutil.copy(tmp_path / "x.weights.h5", tmp_path / "weights.keras")
     with pytest.raises(ValueError, match=r"HDF5.*load_weights.*Received: "):
         tf_mcvae.load_model(tmp_path / "weights.keras")
+
+
+def test_files_of_other_versions_are_called_so(tmp_path):
+    built(lambda: VAE(encoder(), decoder())).save(tmp_path / "old.keras")
+    with (
+        zipfile.ZipFile(tmp_path / "old.keras") as old,
+        zipfile.ZipFile(tmp_path / "new.keras", "w") as new,
+    ):
+        for name in old.namelist():
+            content = old.read(name).replace(b'"num_samples"', b'"num_draws": 2, "num_samples"')
+            new.writestr(name, content.replace(keras.__version__.encode(), b"9.1.0"))
+    with pytest.raises(ValueError, match=r"not damaged.*num_draws.*Keras 9\.1\.0, and Keras 3"):
+        tf_mcvae.load_model(tmp_path / "new.keras")
+
+
+def test_a_folder_is_called_so(tmp_path):
+    with pytest.raises(ValueError, match=r"a folder.*tf\.saved_model\.load.*Received: "):
+        tf_mcvae.load_model(tmp_path)
 
 
 @pytest.mark.parametrize("format", ["tf_saved_model", "onnx", "litert", "openvino"])

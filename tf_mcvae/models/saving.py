@@ -39,6 +39,11 @@ def load_model(
             it does not hold a model of this package.
     """
     received = f"Received: {os.fspath(path)!r}"
+    if os.path.isdir(path):
+        raise ValueError(
+            "This is a folder, and a .keras file is needed; `tf.saved_model.load` loads exported "
+            f"models. {received}"
+        )
     if not os.path.isfile(path):
         raise ValueError(f"There is no such file. {received}")
     try:
