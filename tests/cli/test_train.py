@@ -700,6 +700,15 @@ def test_start_up_messages_of_tensorflow_are_hidden_and_errors_are_not():
         command = [sys.executable, "-c", code + module]
         done = subprocess.run(command, capture_output=True, text=True, env=unset | level)
         assert (error in done.stderr) if error else (done.stderr == "")
+    # The messages themselves differ between versions of TensorFlow.
+    code = "import os\nfrom tf_mcvae_commands.quiet import quiet_start\n"
+    code += "with quiet_start():\n os.write(2, b'start-up')"
+    for level, shown in (("3", ""), ("0", "start-up")):
+        environment = unset | {"TF_CPP_MIN_LOG_LEVEL": level}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+        )
+        assert done.stderr == shown
 
 
 @pytest.mark.filterwarnings("ignore:The picture of the images could not be made")
