@@ -153,7 +153,8 @@ def test_images_that_are_left_out_are_named(tmp_path):
     with pytest.warns(UserWarning, match=r"3 images are left out.*Received: \.gif, \.webp in"):
         assert sum(sizes(tmp_path)) == 20
     for path in (tmp_path / "train").rglob("*.*"):
-        path.unlink() if path.suffix != ".png" else None
+        if path.suffix != ".png":
+            path.unlink()
     write_images(tmp_path / "unlabelled" / "below", 3)
     write_images(tmp_path, 1)
     (tmp_path / "readme.txt").write_text("")

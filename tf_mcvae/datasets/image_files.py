@@ -14,7 +14,8 @@ from tf_mcvae.datasets.split_names import is_only_split, splits_said
 from tf_mcvae.datasets.streams import LOOKED_AT, Window, permuted
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-_OTHER_SUFFIXES = (
+_READ = tuple(map(os.fsencode, SUFFIXES))
+_UNREAD = (
     b".gif",
     b".webp",
     b".tif",
@@ -123,19 +124,18 @@ def _names_below(base: bytes, folder: bytes, unread: collections.Counter[str]) -
 
     Files in formats that are not read are counted.
     """
-    suffixes = tuple(map(os.fsencode, SUFFIXES))
     with os.scandir(base + folder) as entries:
         # A zero byte, which no name contains and which sorts first, marks a folder.
         names = []
         for entry in entries:
-            ending = os.path.splitext(entry.name)[1].lower()
             if is_hidden(os.fsdecode(entry.name)):
                 continue
+            ending = os.path.splitext(entry.name)[1].lower()
             if entry.is_dir(follow_symlinks=False):
                 names.append(entry.name + b"\0")
-            elif ending in suffixes:
+            elif ending in _READ:
                 names.append(entry.name)
-            elif ending in _OTHER_SUFFIXES:
+            elif ending in _UNREAD:
                 unread[os.fsdecode(ending)] += 1
     _check_one_split(names, os.fsdecode(base + folder))
     names.sort()

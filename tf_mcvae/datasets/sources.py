@@ -171,10 +171,14 @@ def _read_images(folder: pathlib.Path, size: Size) -> dict[str, Stream]:
 
 def _check_others(folder: pathlib.Path, splits: list[pathlib.Path]) -> None:
     """Warns of images beside the folders of splits; raises where a class may look like a split."""
-    others = [path for path in sorted(folder.iterdir()) if path not in splits]
-    others = [path for path in others if not is_hidden(path.name) and _holds_images(path)]
-    if len(splits) == 1 and any(path.is_dir() for path in others):
-        other, split = next(path for path in others if path.is_dir()), splits[0]
+    others = [
+        path
+        for path in sorted(folder.iterdir())
+        if path not in splits and not is_hidden(path.name) and _holds_images(path)
+    ]
+    folders = [path for path in others if path.is_dir()]
+    if len(splits) == 1 and folders:
+        other, split = folders[0], splits[0]
         raise ValueError(
             f"It is unclear whether {split.name!r} is a split or a class of images. Load "
             f"{str(split)!r} for its images alone; or rename it, or put all classes into a "

@@ -75,14 +75,17 @@ def of_draws(
         return draws
     remedy = "chains or temperatures" if is_annealed else "draws, or anneal"
     weights = few_weights(moments, "low" if bias < 0.0 else "high")
-    found = (*draws, *biased(bias, error, remedy), *weights)
-    if moments.num_draws >= _LEAST_DRAWS:
-        return found
+    missed = missed_weights(moments.num_draws, bias)
+    return (*draws, *biased(bias, error, remedy), *weights, *missed)
+
+
+def missed_weights(num_draws: int, bias: float) -> tuple[str, ...]:
+    """Warns if an example has too few draws to show how uneven its weights are."""
+    if num_draws >= _LEAST_DRAWS:
+        return ()
     return (
-        *found,
-        f"{moments.num_draws} draws of each example often miss its large weights, and then the "
-        f"bias of {bias:.2g} nats and the Monte Carlo error are understated: take at least "
-        f"{_LEAST_DRAWS}",
+        f"{num_draws} draws of each example often miss its large weights, and then the bias of "
+        f"{bias:.2g} nats and the Monte Carlo error are understated: take at least {_LEAST_DRAWS}",
     )
 
 
