@@ -28,8 +28,16 @@ class MetropolisHastings(tfp.mcmc.TransitionKernel):
         Metropolis et al. (1953); Hastings (1970); Barker (1965).
     """
 
+    evaluates_state = True
+
     def __init__(self, inner_kernel: AnnealedKernel, acceptance: Acceptance = "metropolis") -> None:
         check_acceptance(acceptance)
+        if not inner_kernel.evaluates_state:
+            raise ValueError(
+                "The kernel does not evaluate the densities at its states, which an acceptance "
+                "test compares: use an integrator that does, such as 'kick_drift_kick'. "
+                f"Received: inner_kernel={inner_kernel!r}"
+            )
         self.inner_kernel = inner_kernel
         self.acceptance = acceptance
 

@@ -28,9 +28,11 @@ class TransitionResults(NamedTuple):
     """The report of every kernel on its last transition.
 
     Attributes:
-        endpoints: Log-densities and scores at the current state, free of temperature.
+        endpoints: Log-densities and scores at the current state, free of temperature; see
+            `AnnealedKernel.evaluates_state`.
         log_ratio: Log of the backward over the forward density of the transition, `[S, B]`.
-        log_accept_ratio: Log of the Metropolis-Hastings ratio of the proposal, `[S, B]`.
+        log_accept_ratio: Log of the Metropolis-Hastings ratio of the proposal, `[S, B]`; NaN if the
+            densities at the states are not evaluated.
         is_accepted: Whether the proposal passed the acceptance test, `[S, B]`. An uncalibrated
             kernel draws the test as a diagnostic only, and takes every proposal.
         log_choice_prob: Log-probability of the drawn acceptance or rejection, `[S, B]`; 0 for a
@@ -107,12 +109,18 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
     transition, and `initial_diagnostics` if it reports further diagnostics. `one_step` and
     `MetropolisHastings(kernel)` need nothing else.
 
+    Attributes:
+        evaluates_state: Whether `TransitionResults.endpoints` are those of the current state. A
+            kernel that evaluates the densities elsewhere has no acceptance test.
+
     Args:
         target_log_prob_fn: Callable that maps states to log-densities, as in `tfp.mcmc`, or an
             `AnnealedPath`.
         step_size: Scalar or `[D]` tensor.
         inverse_temperature: Scalar `b` in [0, 1]: the kernel targets `pi_b`.
     """
+
+    evaluates_state = True
 
     def __init__(
         self,
@@ -157,10 +165,14 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
         """Returns placeholders for the proposal's diagnostics, of the same names and shapes."""
         return {}
 
+    def initial_endpoints(self, state: tf.Tensor) -> Endpoints:
+        """Returns `TransitionResults.endpoints` before the first transition."""
+        return self.path.endpoints(state)
+
     def bootstrap_results(self, init_state: tf.Tensor) -> TransitionResults:
         """Evaluates the endpoints at the first state."""
         init_state = tf.convert_to_tensor(init_state)
-        endpoints = self.path.endpoints(init_state)
+        endpoints = self.initial_endpoints(init_state)
         zeros = tf.zeros_like(endpoints.log_p)
         return TransitionResults(
             endpoints=endpoints,
@@ -181,6 +193,8 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
 
     def log_accept_ratio(self, origin: Endpoints, proposal: Proposal) -> tf.Tensor:
         """Returns the log of the Metropolis-Hastings ratio of a proposal, `[S, B]`."""
+        if not self.evaluates_state:
+            return tf.fill(tf.shape(proposal.log_ratio), tf.constant(math.nan, origin.log_p.dtype))
         b = self.inverse_temperature
         change = proposal.endpoints.log_prob(b) - origin.log_prob(b)
         own = proposal.own_log_ratio

@@ -5,7 +5,8 @@ From `z_0 ~ q` a chain makes K transitions, each with its own kernel; the log we
     log w = log p(x, z_K) - log q(z_0) + sum_k log_ratio_k,
 
 where `log_ratio_k` is the log of the backward over the forward density of transition k. For
-unadjusted Langevin this is sequential importance sampling (the bound of L-MCVAE). For a calibrated
+unadjusted Langevin this is sequential importance sampling (the bound of L-MCVAE), for uncalibrated
+Hamiltonian dynamics the bounds of UHA, DAIS, LDVI and HVAE. For a calibrated
 kernel `log_ratio_k = log pi_{b_k}(z_{k-1}) - log pi_{b_k}(z_k)`, and `log w` is that of annealed
 importance sampling, `sum_k (b_{k+1} - b_k) (log p(x, z_k) - log q(z_k))` (the bound of A-MCVAE).
 Either way `E[w] = p(x)`.
@@ -15,13 +16,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tf_mcvae import random
+from tf_mcvae.kernels.metropolis import MetropolisHastings
 from tf_mcvae.kernels.path import AnnealedPath, LogProbFn
-from tf_mcvae.kernels.transition import TransitionResults
+from tf_mcvae.kernels.transition import AnnealedKernel, TransitionResults
 
-KernelFn = Callable[[tf.Tensor, TransitionResults | None], tfp.mcmc.TransitionKernel]
+KernelFn = Callable[[tf.Tensor, TransitionResults | None], AnnealedKernel | MetropolisHastings]
 TraceFn = Callable[[tf.Tensor, TransitionResults], Any]
 
 
@@ -53,6 +54,7 @@ def annealed_importance_sampling(
     kernel_fn: KernelFn,
     num_transitions: int | tf.Tensor,
     seed: random.Seed,
+    initial_log_prob_fn: LogProbFn | None = None,
     final_log_prob_fn: LogProbFn | None = None,
     trace_fn: TraceFn = trace_acceptance,
 ) -> AnnealedSamples:
@@ -68,6 +70,7 @@ def annealed_importance_sampling(
             tensor) and the results of the previous transition (None before the first).
         num_transitions: K, a positive integer; a scalar tensor if XLA differentiates nothing.
         seed: A seed.
+        initial_log_prob_fn: `log q(z_0)` of the weight; None for the path's base.
         final_log_prob_fn: `log p(x, z_K)` of the weight; None for the path's target.
         trace_fn: Called with the state and the results after each transition, as in `tfp.mcmc`;
             the tensors it returns are stacked.
@@ -77,8 +80,11 @@ def annealed_importance_sampling(
         Auto-Encoders, ICML 2021, arXiv 2106.15921.
     """
     start = _hide_num_samples(initial_state)
-    results = kernel_fn(tf.constant(0), None).bootstrap_results(start)
-    log_q = results.endpoints.log_q
+    kernel = kernel_fn(tf.constant(0), None)
+    results = kernel.bootstrap_results(start)
+    log_q = initial_log_prob_fn(start) if initial_log_prob_fn else results.endpoints.log_q
+    if final_log_prob_fn is None and not kernel.evaluates_state:
+        final_log_prob_fn = path.target_log_prob_fn
     # The results of each transition have the same shapes.
     example = trace_fn(start, results)
 
