@@ -1,6 +1,8 @@
 """The parts of a model: networks, likelihoods, schedules and step sizes."""
 
+from tf_mcvae.layers.drift_network import DriftNetwork
 from tf_mcvae.layers.likelihoods import Bernoulli, Gaussian, Likelihood
+from tf_mcvae.layers.momentum import MomentumRefresh, Tempering
 from tf_mcvae.layers.networks import Decoder, Encoder
 from tf_mcvae.layers.priors import Prior, StandardNormal
 from tf_mcvae.layers.schedules import LearnedSchedule, LinearSchedule, Schedule, SigmoidalSchedule
@@ -10,6 +12,7 @@ from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse
 __all__ = [
     "Bernoulli",
     "Decoder",
+    "DriftNetwork",
     "Encoder",
     "Gaussian",
     "LearnedDrift",
@@ -17,11 +20,13 @@ __all__ = [
     "LearnedSchedule",
     "Likelihood",
     "LinearSchedule",
+    "MomentumRefresh",
     "Prior",
     "Schedule",
     "SigmoidalSchedule",
     "StandardNormal",
     "StepSize",
+    "Tempering",
 ]
 
 

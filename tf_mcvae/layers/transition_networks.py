@@ -119,7 +119,7 @@ class LearnedDrift(TransitionNetwork):
 
     def call(self, state: tf.Tensor, x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
         """Returns the drift of transition `index` at `state [S, B, D]`, given `x [B, ...]`."""
-        return self.run(_beside(state, tf.reshape(x, [random.shape_of(x)[0], -1])), index)
+        return self.run(beside(state, tf.reshape(x, [random.shape_of(x)[0], -1])), index)
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
@@ -166,12 +166,12 @@ class LearnedReverse(TransitionNetwork):
         self, state: tf.Tensor, loc: tf.Tensor, index: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns `m` and `v`, `[S, B, D]`, at `z_k [S, B, D]` given `loc(x) [B, D]`."""
-        shift, log_variance = tf.split(self.run(_beside(state, loc), index), 2, axis=-1)
+        shift, log_variance = tf.split(self.run(beside(state, loc), index), 2, axis=-1)
         return shift, log_variance
 
 
-def _beside(state: tf.Tensor, features: tf.Tensor) -> tf.Tensor:
-    """Concatenates states `[S, B, D]` with their examples' features `[B, F]`."""
+def beside(state: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
+    """Concatenates states `[S, B, D]` with tensors `[S, B, F]` or, of the examples, `[B, F]`."""
     # Not `tf.broadcast_to`: in a loop, its gradient needs sizes that XLA does not know.
-    features = tf.cast(features, state.dtype) + tf.zeros_like(state[..., :1])
-    return tf.concat([state, features], axis=-1)
+    zeros = tf.zeros_like(state[..., :1])
+    return tf.concat([state, *(tf.cast(other, state.dtype) + zeros for other in others)], axis=-1)

@@ -1,7 +1,7 @@
 """A-MCVAE: Metropolis-adjusted Langevin transitions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import keras
 import tensorflow as tf
@@ -15,7 +15,7 @@ from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.annealed import AnnealedVAE, ScheduleName, Transition
 from tf_mcvae.models.base import LikelihoodLike
 from tf_mcvae.models.batch import Batch
-from tf_mcvae.models.changes import Check, check_boolean
+from tf_mcvae.models.changes import Check, check_boolean, check_choice
 from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.objectives.bounds import elbo, score_function_loss
 
@@ -43,6 +43,7 @@ class AMCVAE(AnnealedVAE):
         cloned_decoder: Whether the transitions use a separately trained copy of the decoder.
         recompute: Whether the backward pass computes the decoder's activations again rather than
             keep them: less memory at large K, for longer training steps.
+        gradient: `"leave_one_out"`, the score-function term with that baseline.
         acceptance: `"metropolis"` or `"barker"`.
         alpha_annealing: Whether the score-function term is warmed up: in epoch n of `fit` (from 0)
             it is multiplied by `min(1, 0.1 n)`.
@@ -59,6 +60,7 @@ class AMCVAE(AnnealedVAE):
     suits_xla = True
     changeable: ClassVar[Mapping[str, Check]] = {
         **AnnealedVAE.changeable,
+        "gradient": check_choice("leave_one_out"),
         "acceptance": lambda name, value: check_acceptance(value),
         "alpha_annealing": check_boolean,
     }
@@ -75,6 +77,7 @@ class AMCVAE(AnnealedVAE):
         step_size: float | Sequence[Any] | StepSize = 0.01,
         cloned_decoder: bool = False,
         recompute: bool = False,
+        gradient: Literal["leave_one_out"] = "leave_one_out",
         acceptance: Acceptance = "metropolis",
         alpha_annealing: bool = False,
         seed: int = 0,
@@ -92,6 +95,7 @@ class AMCVAE(AnnealedVAE):
             step_size=step_size,
             cloned_decoder=cloned_decoder,
             recompute=recompute,
+            gradient=gradient,
             seed=seed,
             name=name,
             trainable=trainable,

@@ -1,6 +1,6 @@
-"""The base of L-MCVAE and A-MCVAE: a schedule, step sizes, and K transitions."""
+"""The base of the models with transitions: a schedule, step sizes, and K transitions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import keras
@@ -16,11 +16,15 @@ from tf_mcvae.layers.schedules import Schedule, get_schedule
 from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
 from tf_mcvae.models.batch import Batch
-from tf_mcvae.models.changes import Check, check_boolean
+from tf_mcvae.models.changes import Check, check_boolean, check_choice
+from tf_mcvae.models.estimate import Estimate
 from tf_mcvae.models.generative import GenerativeModel, LogProbFn, Recomputed
 from tf_mcvae.models.penalties import ChainPath
+from tf_mcvae.models.posterior import diagonal_normal
+from tf_mcvae.models.resampling import resampled_steps, scalar_integer
 from tf_mcvae.models.statistics import TransitionStatistics, pool_statistics, trace_statistics
 from tf_mcvae.objectives.annealed import AnnealedSamples, TraceFn, annealed_importance_sampling
+from tf_mcvae.objectives.bounds import LateFactor, iwae
 
 ScheduleName = Literal["linear", "sigmoidal", "all_learnable"]
 
@@ -35,6 +39,7 @@ class Transition(NamedTuple):
         inverse_temperature: Scalar.
         batch: The examples.
         posterior: The encoder's `q(z|x)`.
+        num_transitions: K, an integer or a scalar tensor.
     """
 
     index: tf.Tensor
@@ -43,13 +48,24 @@ class Transition(NamedTuple):
     inverse_temperature: tf.Tensor
     batch: Batch
     posterior: tfp.distributions.Distribution
+    num_transitions: int | tf.Tensor
+
+    def time(self, position: tf.Tensor | int) -> tf.Tensor:
+        """Returns `position / K`, the time of the state after so many transitions, a scalar."""
+        dtype = self.posterior.dtype
+        return tf.cast(position, dtype) / tf.cast(self.num_transitions, dtype)
 
 
 class AnnealedVAE(MonteCarloVAE):
     """Base of the models that anneal the encoder's draws towards the posterior.
 
     `z_0 ~ q(z|x)` makes K transitions; transition k targets `pi_{b_k}`, on the path from `q(z|x)`
-    to `p(x, z)`.
+    to `p(x, z)`. By default the bound is importance-weighted; a subclass defines `make_kernel`.
+
+    Attributes:
+        reaches_target: Whether the last transition targets `p(x, z)` itself, `b_K = 1`.
+        has_acceptance: Whether the transitions have an acceptance test, which step sizes may be
+            adapted to.
 
     Args:
         encoder: Maps `x [B, ...]` to `[B, 2 D]`, location and log variance.
@@ -66,6 +82,8 @@ class AnnealedVAE(MonteCarloVAE):
             trained separately. `log p(x, z_K)` of the weight always uses the decoder itself.
         recompute: Whether the backward pass computes the decoder's activations again rather than
             keep them: less memory at large K, for longer training steps.
+        gradient: The estimator of the gradient of the first draws: `"plain"`, `"stl"` or `"dreg"`;
+            see `LMCVAE`.
         seed: Integer from which all random numbers are drawn, but not the networks' initial
             weights, which `keras.utils.set_random_seed` seeds.
         name: Name of the model.
@@ -74,6 +92,8 @@ class AnnealedVAE(MonteCarloVAE):
     """
 
     has_transitions = True
+    reaches_target = False
+    has_acceptance = True
     fixed = MonteCarloVAE.fixed | {
         "num_transitions",
         "schedule",
@@ -84,6 +104,7 @@ class AnnealedVAE(MonteCarloVAE):
     changeable: ClassVar[Mapping[str, Check]] = {
         **MonteCarloVAE.changeable,
         "recompute": check_boolean,
+        "gradient": check_choice("plain", "stl", "dreg"),
     }
 
     def __init__(
@@ -98,6 +119,7 @@ class AnnealedVAE(MonteCarloVAE):
         step_size: float | Sequence[Any] | StepSize = 0.01,
         cloned_decoder: bool = False,
         recompute: bool = False,
+        gradient: str = "plain",
         seed: int = 0,
         name: str | None = None,
         trainable: bool = True,
@@ -118,13 +140,22 @@ class AnnealedVAE(MonteCarloVAE):
         self.schedule = get_schedule(schedule, self.density_dtype)
         if not isinstance(step_size, StepSize):
             step_size = StepSize(step_size, dtype=self.density_dtype)
+        if step_size.is_adapted and not self.has_acceptance:
+            raise ValueError(
+                f"The transitions of {type(self).__name__} have no acceptance test, to which a "
+                "step size could be adapted: use the rule 'learned' or 'fixed'. "
+                f"Received: step_size with the rule {step_size.rule!r}"
+            )
         self.step_size = step_size
         self.transition_decoder = clone(decoder) if cloned_decoder else decoder
         self.cloned_decoder = cloned_decoder
         self.recompute = recompute
+        self.gradient = gradient
 
     def metric_names(self) -> tuple[str, ...]:
         """Mean acceptance, acceptance of each transition, and mean step size."""
+        if not self.has_acceptance:
+            return ("step_size",)
         numbered = [f"acceptance_{k + 1}" for k in range(self.num_transitions)]
         return ("acceptance", *numbered, "step_size")
 
@@ -133,9 +164,10 @@ class AnnealedVAE(MonteCarloVAE):
         is_first = not self.built
         super().build(input_shape)
         # Layers that are loaded from a file or shared with another model have their weights.
+        num_between = self._num_between(self.num_transitions)
         if not self.schedule.built:
-            self.schedule.build(self.num_transitions)
-        self.schedule.check_values(self.num_transitions)
+            self.schedule.build(num_between)
+        self.schedule.check_values(num_between)
         if not self.step_size.built:
             self.step_size.build(self.num_transitions, self.latent_dim)
         if self.cloned_decoder and is_first:
@@ -156,6 +188,7 @@ class AnnealedVAE(MonteCarloVAE):
         training: bool = False,
         trace_fn: TraceFn = trace_statistics,
         num_transitions: int | tf.Tensor | None = None,
+        landing_fn: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> AnnealedSamples:
         """Draws from the encoder, makes the K transitions, and computes the log weights.
 
@@ -166,17 +199,14 @@ class AnnealedVAE(MonteCarloVAE):
             training: Whether the encoder runs in training mode.
             trace_fn: See `annealed_importance_sampling`.
             num_transitions: K, if it is not the model's own; see `transition_options`.
+            landing_fn: If not None, `log q(z_0|x)` of the weight has a gradient through `z_0` alone,
+                and this function, whose value is `z_0`, may change that gradient.
         """
         initial_seed, transition_seed = random.split(seed)
         posterior = self.posterior(batch, training)
         path = self._transition_path(batch, posterior)
-        temperatures, step_sizes = self.schedule.inverse_temperatures(), self.step_size.values()
-        if num_transitions is not None:
-            temperatures = self.schedule.resampled(num_transitions)
-            step_sizes = _resampled(step_sizes, num_transitions)
-        # Layers that are made before the model may have another dtype.
-        temperatures = tf.cast(temperatures, self.density_dtype)
-        step_sizes = tf.cast(step_sizes, self.density_dtype)
+        temperatures, step_sizes = self._settings(num_transitions)
+        count = self.num_transitions if num_transitions is None else num_transitions
 
         def kernel_fn(
             index: tf.Tensor, results: TransitionResults | None
@@ -184,15 +214,17 @@ class AnnealedVAE(MonteCarloVAE):
             del results
             step_size, temperature = step_sizes[index], temperatures[index + 1]
             return self.make_kernel(
-                Transition(index, path, step_size, temperature, batch, posterior)
+                Transition(index, path, step_size, temperature, batch, posterior, count)
             )
 
+        start = self.draw_posterior(posterior, num_samples, initial_seed)
         samples = annealed_importance_sampling(
             path,
-            self.draw_posterior(posterior, num_samples, initial_seed),
+            start if landing_fn is None else landing_fn(start),
             kernel_fn,
-            self.num_transitions if num_transitions is None else num_transitions,
+            count,
             transition_seed,
+            initial_log_prob_fn=self.initial_log_prob_fn(posterior, landing_fn is not None),
             final_log_prob_fn=self.path(batch, posterior).target_log_prob_fn
             if self.cloned_decoder
             else None,
@@ -201,12 +233,47 @@ class AnnealedVAE(MonteCarloVAE):
         path.report(samples.state)
         return samples
 
+    def base_log_prob_fn(self, posterior: tfp.distributions.Distribution) -> LogProbFn:
+        """Returns the log-density that the path begins at, by default `log q(z|x)`."""
+        return posterior.log_prob
+
+    def initial_log_prob_fn(
+        self, posterior: tfp.distributions.Distribution, is_constant: bool
+    ) -> LogProbFn | None:
+        """Returns `log q(z_0|x)` of the weight, or None for that of the path.
+
+        Args:
+            posterior: The encoder's `q(z|x)`.
+            is_constant: Whether the encoder has no gradient through it.
+        """
+        if not is_constant:
+            return None
+        normal = posterior.distribution
+        return diagonal_normal(
+            tf.stop_gradient(normal.loc), tf.stop_gradient(normal.scale)
+        ).log_prob
+
+    def _num_between(self, num_transitions: int | tf.Tensor) -> int | tf.Tensor:
+        """Returns the number of inverse temperatures between 0 and 1."""
+        return num_transitions - 1 if self.reaches_target else num_transitions
+
+    def _settings(self, num_transitions: int | tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns inverse temperatures, from `b_0 = 0`, and step sizes, `[K, ...]`."""
+        temperatures, step_sizes = self.schedule.inverse_temperatures(), self.step_size.values()
+        if num_transitions is not None:
+            temperatures = self.schedule.resampled(self._num_between(num_transitions))
+            step_sizes = resampled_steps(step_sizes, num_transitions)
+        # Layers that are made before the model may have another dtype.
+        dtype = self.density_dtype
+        return tf.cast(temperatures, dtype), tf.cast(step_sizes, dtype)
+
     def _transition_path(
         self, batch: Batch, posterior: tfp.distributions.Distribution
     ) -> ChainPath:
         """Returns the path that the transitions follow, with their decoder."""
         generative = GenerativeModel(self.prior, self.transition_decoder, self.likelihood)
-        path = self.path(batch, posterior, generative)
+        target = self.path(batch, posterior, generative).target_log_prob_fn
+        path = AnnealedPath(self.base_log_prob_fn(posterior), target)
         if not self.recompute:
             return ChainPath(path)
 
@@ -228,10 +295,10 @@ class AnnealedVAE(MonteCarloVAE):
         if num_transitions is None:
             return {}
         self.require_built()
-        num_transitions = _scalar_integer(num_transitions)
+        num_transitions = scalar_integer(num_transitions)
         if not tf.is_tensor(num_transitions) and num_transitions == self.num_transitions:
             return {}
-        self.schedule.resampled(num_transitions)  # Raises if it cannot.
+        self.schedule.resampled(self._num_between(num_transitions))  # Raises if it cannot.
         return {"num_transitions": num_transitions}
 
     def weigh(
@@ -257,14 +324,38 @@ class AnnealedVAE(MonteCarloVAE):
         """Draws states after all transitions, `[S, B, D]`."""
         return self.run_transitions(batch, seed, num_samples, num_transitions=num_transitions).state
 
+    def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
+        """Evaluates the importance-weighted bound on a batch; the loss is minus the bound."""
+        run = self.run_for_loss(batch, seed, training)
+        bound = iwae(run.log_weights)
+        return Estimate(-bound, bound, self.transition_metrics(run.trace), run.trace)
+
+    def run_for_loss(self, batch: Batch, seed: random.Seed, training: bool) -> AnnealedSamples:
+        """Runs the transitions so that the importance-weighted bound has the model's `gradient`."""
+        if self.gradient == "plain" or not training:
+            return self.run_transitions(batch, seed, self.num_samples, training)
+        factor = LateFactor()
+        run = self.run_transitions(
+            batch,
+            seed,
+            self.num_samples,
+            training,
+            landing_fn=factor.scale_gradient if self.gradient == "dreg" else tf.identity,
+        )
+        factor.value = tf.stop_gradient(tf.nn.softmax(run.log_weights, axis=0))
+        return run
+
     def transition_metrics(self, statistics: TransitionStatistics) -> dict[str, tf.Tensor]:
         """Returns the metrics of acceptance and step size, by name."""
         acceptance = statistics.acceptance
+        step_size = tf.cast(tf.reduce_mean(self.step_size.values()), acceptance.dtype)
+        if not self.has_acceptance:
+            return {"step_size": step_size}
         numbered = {f"acceptance_{k + 1}": a for k, a in enumerate(tf.unstack(acceptance))}
         return {
             "acceptance": tf.reduce_mean(acceptance),
             **numbered,
-            "step_size": tf.cast(tf.reduce_mean(self.step_size.values()), acceptance.dtype),
+            "step_size": step_size,
         }
 
     def causes_of_divergence(self) -> list[str]:
@@ -287,38 +378,8 @@ class AnnealedVAE(MonteCarloVAE):
             "step_size": keras.saving.serialize_keras_object(self.step_size),
             "cloned_decoder": self.cloned_decoder,
             "recompute": self.recompute,
+            "gradient": self.gradient,
         }
-
-
-def _scalar_integer(num_transitions: Any) -> int | tf.Tensor:
-    """Returns a positive integer, or a scalar integer tensor of a graph."""
-    if tf.is_tensor(num_transitions):
-        if not num_transitions.dtype.is_integer or num_transitions.shape.rank != 0:
-            raise ValueError(
-                "`num_transitions` must be a positive integer, or a scalar integer tensor. "
-                f"Received: num_transitions={num_transitions!r}"
-            )
-        value = tf.get_static_value(num_transitions)
-        if value is None:
-            return num_transitions
-        num_transitions = int(value)
-    check_positive_integer("num_transitions", num_transitions)
-    return int(num_transitions)
-
-
-def _resampled(step_sizes: tf.Tensor, num_transitions: int | tf.Tensor) -> tf.Tensor:
-    """Interpolates step sizes `[K, ...]` over `k / (K + 1)`, to another number of transitions."""
-    own = step_sizes.shape[0]
-    positions = tf.range(1, num_transitions + 1) / (num_transitions + 1)
-    numbers = tf.clip_by_value(positions * (own + 1) - 1.0, 0.0, own - 1.0)
-    below = tf.minimum(tf.cast(numbers, tf.int32), max(own - 2, 0))
-    share = tf.cast(numbers - tf.cast(below, numbers.dtype), step_sizes.dtype)
-    share = tf.reshape(share, [-1, *[1] * (step_sizes.shape.rank - 1)])
-    left, right = (
-        tf.gather(step_sizes, below),
-        tf.gather(step_sizes, tf.minimum(below + 1, own - 1)),
-    )
-    return left + share * (right - left)
 
 
 def clone(network: keras.Layer) -> keras.Layer:

@@ -59,6 +59,18 @@ def check_boolean(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r}")
 
 
+def check_choice(*values: str) -> Check:
+    """Returns a check that a value is one of these strings."""
+    *others, last = map(repr, values)
+    wanted = f"{', '.join(others)} or {last}" if others else last
+
+    def check(name: str, value: Any) -> None:
+        if value not in values:
+            raise ValueError(f"`{name}` must be {wanted}. Received: {name}={value!r}")
+
+    return check
+
+
 def _is_same(current: Any, value: Any) -> bool:
     if isinstance(current, bool | int | float | str):
         return type(current) is type(value) and bool(current == value)

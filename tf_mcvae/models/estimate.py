@@ -1,11 +1,13 @@
 """What a model's objective gives on a batch, and how the parts of a batch are put together."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
 from tf_mcvae import distribute
+
+Gradient = Literal["plain", "stl", "dreg"]
 
 
 class Estimate(NamedTuple):

@@ -1,7 +1,7 @@
 """The importance-weighted auto-encoder."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
@@ -9,19 +9,11 @@ import tensorflow as tf
 from tf_mcvae import random
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
 from tf_mcvae.models.batch import Batch
-from tf_mcvae.models.changes import Check
-from tf_mcvae.models.estimate import Estimate
+from tf_mcvae.models.changes import Check, check_choice
+from tf_mcvae.models.estimate import Estimate, Gradient
 from tf_mcvae.models.penalties import ChainPath
 from tf_mcvae.models.posterior import diagonal_normal
 from tf_mcvae.objectives.bounds import dreg_loss, iwae
-
-Gradient = Literal["plain", "stl", "dreg"]
-
-
-def check_gradient(name: str, value: Any) -> None:
-    """Raises if there is no gradient estimator of that name."""
-    if value not in get_args(Gradient):
-        raise ValueError(f"`{name}` must be 'plain', 'stl' or 'dreg'. Received: {name}={value!r}")
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
@@ -49,7 +41,7 @@ class IWAE(MonteCarloVAE):
 
     changeable: ClassVar[Mapping[str, Check]] = {
         **MonteCarloVAE.changeable,
-        "gradient": check_gradient,
+        "gradient": check_choice("plain", "stl", "dreg"),
     }
 
     def __init__(

@@ -18,9 +18,8 @@ from tf_mcvae.models.annealed import AnnealedVAE, ScheduleName, Transition
 from tf_mcvae.models.base import LikelihoodLike
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.changes import Check
-from tf_mcvae.models.estimate import Estimate
+from tf_mcvae.models.estimate import Estimate, Gradient
 from tf_mcvae.models.penalties import refusing_losses
-from tf_mcvae.objectives.bounds import iwae
 
 
 class Features(NamedTuple):
@@ -66,6 +65,10 @@ class LMCVAE(AnnealedVAE):
         cloned_decoder: Whether the transitions use a separately trained copy of the decoder.
         recompute: Whether the backward pass computes the decoder's activations again rather than
             keep them: less memory at large K, for longer training steps.
+        gradient: The estimator of the gradient that the encoder gets through its first draws:
+            `"plain"`; `"stl"`, sticking the landing (Roeder et al., arXiv 1703.09194), which omits
+            the score of `log q(z_0|x)` and is biased for S > 1; or `"dreg"`, doubly
+            reparameterised (Tucker et al., arXiv 1810.04152), unbiased and of lower variance.
         skip_threshold: Proposals whose Metropolis-Hastings probability is at most this are undone.
             **Biased**: above 0 the weights no longer average to `p(x)`.
         learned_drift: Whether networks replace the scores as drifts, forwards and backwards; or a
@@ -115,6 +118,7 @@ class LMCVAE(AnnealedVAE):
         step_size: float | Sequence[Any] | StepSize = 0.01,
         cloned_decoder: bool = False,
         recompute: bool = False,
+        gradient: Gradient = "plain",
         skip_threshold: float = 0.0,
         learned_drift: bool | LearnedDrift = False,
         learned_reverse: bool | LearnedReverse = False,
@@ -133,6 +137,7 @@ class LMCVAE(AnnealedVAE):
             step_size=step_size,
             cloned_decoder=cloned_decoder,
             recompute=recompute,
+            gradient=gradient,
             seed=seed,
             name=name,
             trainable=trainable,
@@ -204,14 +209,14 @@ class LMCVAE(AnnealedVAE):
         return Drift(shift / place.step_size, log_variance)
 
     def estimate(self, batch: Batch, seed: random.Seed, training: bool) -> Estimate:
-        """Evaluates the bound and, with a learned drift, the drift-matching loss on a batch."""
-        run = self.run_transitions(batch, seed, self.num_samples, training)
-        bound, metrics = iwae(run.log_weights), self.transition_metrics(run.trace)
+        """Adds the drift-matching loss of a learned drift."""
+        estimate = super().estimate(batch, seed, training)
         if self.drift is None:
-            return Estimate(-bound, bound, metrics, run.trace)
-        error = tf.reduce_mean(tf.reduce_sum(run.trace.drift_error, axis=0), axis=0)
-        metrics["drift_error"] = tf.reduce_mean(error)
-        return Estimate(error - bound, bound, metrics, run.trace)
+            return estimate
+        error = tf.reduce_sum(estimate.adaptation.drift_error, axis=0)
+        error = tf.reduce_mean(error, axis=0)
+        metrics = {**estimate.metrics, "drift_error": tf.reduce_mean(error)}
+        return estimate._replace(loss=error + estimate.loss, metrics=metrics)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -41,3 +41,9 @@ class _Normal(tfp.distributions.Normal):
 def diagonal_normal(loc: tf.Tensor, scale: tf.Tensor) -> tfp.distributions.Distribution:
     """Returns `N(loc, diag(scale^2))` over the last axis, a `tfd.Distribution`."""
     return tfd.Independent(_Normal(loc, scale), 1)
+
+
+def encoder_features(posterior: tfp.distributions.Distribution) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what networks of the transitions know of the examples: location and log scale."""
+    normal = posterior.distribution
+    return normal.loc, tf.math.log(normal.scale)

@@ -4,6 +4,8 @@ Every function is pure. The gradient of a *loss* estimates minus the gradient of
 value need not be a bound.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 
@@ -61,6 +63,34 @@ def dreg_loss(log_weights: tf.Tensor, state: tf.Tensor, path_score: tf.Tensor) -
     pull = tf.stop_gradient(tf.square(weights)[..., tf.newaxis] * path_score)
     encoder_term = tf.reduce_sum(pull * state, axis=[0, 2])
     return -tf.reduce_sum(weights * log_weights, axis=0) - encoder_term
+
+
+class LateFactor:
+    """A factor on the gradient of a tensor that is known only after what is made of the tensor.
+
+    The importance-weighted bound, with weights whose `log q(z_0)` is constant but for `z_0`, has
+    the gradient `sum_s v_s d log w_s` with the self-normalised weights `v_s`. The doubly
+    reparameterised one has `v_s^2` for the part through `z_0`, so that its gradient needs the
+    factor `v_s`. The other noise of a chain has a density without parameters.
+
+    Attributes:
+        value: `[S, B]`, to be set before the gradient is taken.
+
+    Reference:
+        Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives,
+        arXiv 1810.04152.
+    """
+
+    value: tf.Tensor
+
+    def scale_gradient(self, state: tf.Tensor) -> tf.Tensor:
+        """Returns `state [S, B, D]`, the gradient of which is multiplied by the factor."""
+
+        @tf.custom_gradient
+        def identity(state: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+            return tf.identity(state), lambda upstream: upstream * self.value[..., tf.newaxis]
+
+        return identity(state)
 
 
 def score_function_loss(
