@@ -11,7 +11,9 @@ import tensorflow as tf
 from reference import LinearGaussian, iwae, within
 
 import tf_mcvae
+from tf_mcvae import random
 from tf_mcvae.kernels import MetropolisHastings, UncalibratedHamiltonian
+from tf_mcvae.models.annealed import AnnealedVAE
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.generative import GenerativeModel
 from tf_mcvae.objectives.annealed import annealed_importance_sampling
@@ -22,6 +24,7 @@ LOG_EVIDENCE = PPCA.log_evidence(X)
 SCHEDULES = ["linear", "sigmoidal", "all_learnable"]
 STEP = 0.08
 PER_DIMENSION = [[0.05, 0.1]]
+MASSES = tf_mcvae.MomentumRefresh(0.6, [0.8, 1.3])
 
 # To test another model or option, add a line.
 CASES = {
@@ -41,6 +44,27 @@ CASES = {
     "AMCVAE-per-dimension": (tf_mcvae.AMCVAE, {"step_size": PER_DIMENSION}),
     "LMCVAE-cloned": (tf_mcvae.LMCVAE, {"cloned_decoder": True}),
     "AMCVAE-cloned": (tf_mcvae.AMCVAE, {"cloned_decoder": True}),
+    "UHAVAE-partial": (tf_mcvae.UHAVAE, {"step_size": 0.3}),
+    "UHAVAE-full": (tf_mcvae.UHAVAE, {"step_size": 0.3, "momentum": 0.0, "schedule": "sigmoidal"}),
+    "UHAVAE-mass": (
+        tf_mcvae.UHAVAE,
+        {"step_size": [[0.2, 0.3]], "momentum": MASSES, "num_leapfrog_steps": 2},
+    ),
+    **{f"DAISVAE-{s}": (tf_mcvae.DAISVAE, {"step_size": 0.3, "schedule": s}) for s in SCHEDULES},
+    "DAISVAE-mass": (tf_mcvae.DAISVAE, {"step_size": 0.3, "momentum": MASSES}),
+    "LDVIVAE": (tf_mcvae.LDVIVAE, {"step_size": 0.3, "momentum": 0.6}),
+    "LDVIVAE-mass": (
+        tf_mcvae.LDVIVAE,
+        {"step_size": 0.3, "momentum": MASSES, "schedule": "all_learnable"},
+    ),
+    **{f"MCDVAE-{s}": (tf_mcvae.MCDVAE, {"schedule": s}) for s in SCHEDULES},
+    **{f"CMCDVAE-{s}": (tf_mcvae.CMCDVAE, {"schedule": s}) for s in SCHEDULES},
+    "CMCDVAE-cloned": (tf_mcvae.CMCDVAE, {"cloned_decoder": True}),
+    **{
+        f"HVAE-{s}": (tf_mcvae.HVAE, {"step_size": [[0.2, 0.3]], "tempering": s})
+        for s in ("quadratic", "free", "none")
+    },
+    "HVAE-cloned": (tf_mcvae.HVAE, {"step_size": 0.2, "cloned_decoder": True}),
     "LMCVAE-learned-drift": (tf_mcvae.LMCVAE, {"learned_drift": True}),
     "LMCVAE-learned-reverse": (tf_mcvae.LMCVAE, {"learned_reverse": True}),
     "LMCVAE-learned-both": (
@@ -52,7 +76,7 @@ CASES = {
 
 def make(case):
     model_class, settings = CASES[case]
-    if model_class in (tf_mcvae.LMCVAE, tf_mcvae.AMCVAE):
+    if issubclass(model_class, AnnealedVAE):
         settings = {"num_transitions": 4, "step_size": STEP, **settings}
     keras.utils.set_random_seed(0)
     model = PPCA.model(model_class, **settings)
@@ -66,6 +90,8 @@ def make(case):
             last = layer.kernels[-1]
             scale = 0.4 / last.shape[1] ** 0.5
             last.assign(scale * np.random.default_rng(1).normal(size=last.shape))
+    if hasattr(model, "network"):  # As if trained: its factor starts at 0.
+        model.network.factor.assign(0.7)
     if model_class is tf_mcvae.FlowVAE:
         # As if trained: a new flow has almost no effect. The changes are small, as the weights of a
         # flow that narrows the posterior may have no finite variance.
@@ -140,9 +166,9 @@ def test_zero_step_size_is_iwae(model_class):
     np.testing.assert_allclose(plain.bound(X, 7, 1), vae.bound(X, 7, 1), rtol=1e-6)
 
 
-def gradients_of_log_slope(model, seeds):
-    """Estimates of the gradient with respect to a common factor on the decoder's kernel, `[n]`."""
-    kernel = model.decoder.layers[0].kernel.value
+def gradients_of_log_slope(model, seeds, network="decoder"):
+    """Estimates of the gradient with respect to a common factor on a network's kernel, `[n]`."""
+    kernel = getattr(model, network).layers[0].kernel.value
 
     @tf.function
     def gradient(seed):
@@ -153,15 +179,16 @@ def gradients_of_log_slope(model, seeds):
     return np.array([gradient(tf.constant([9, s])).numpy() for s in seeds])
 
 
-def finite_differences(model, seeds, num_samples, width=0.05):
+def finite_differences(model, seeds, num_samples, width=0.05, network="decoder"):
     """Central differences of the bound with respect to the same factor, `[n]`."""
-    weights = model.decoder.get_weights()
+    network = getattr(model, network)
+    weights = network.get_weights()
     bound = tf.function(lambda s: tf.reduce_mean(model.bound(X, s, num_samples)))
     values = []
     for factor in (1 + width, 1 - width):
-        model.decoder.set_weights([factor * weights[0], weights[1]])
+        network.set_weights([factor * weights[0], weights[1]])
         values.append(np.array([bound(tf.constant([9, s])).numpy() for s in seeds]))
-    model.decoder.set_weights(weights)
+    network.set_weights(weights)
     return (values[0] - values[1]) / (2 * width)
 
 
@@ -193,6 +220,14 @@ def test_amcvae_gradient_is_that_of_the_bound(acceptance, monkeypatch):
         (tf_mcvae.IWAE, {"num_samples": 5}),
         (tf_mcvae.IWAE, {"num_samples": 5, "gradient": "dreg"}),
         (tf_mcvae.LMCVAE, {"num_transitions": 2, "step_size": 0.2, "num_samples": 5}),
+        *[
+            (model_class, {"num_transitions": 2, "step_size": step, "num_samples": 5})
+            for model_class, step in (
+                (tf_mcvae.UHAVAE, 0.4),
+                (tf_mcvae.DAISVAE, 0.4),
+                (tf_mcvae.HVAE, 0.2),
+            )
+        ],
         pytest.param(
             tf_mcvae.LMCVAE,
             {"num_transitions": 2, "step_size": 0.2, "num_samples": 5, "learned_reverse": True},
@@ -206,6 +241,50 @@ def test_gradients_are_those_of_the_bound(model_class, settings):
     estimates = gradients_of_log_slope(model, seeds)
     reference = finite_differences(model, range(1000, 1400), settings["num_samples"], 0.02)
     assert differ(estimates, reference) < 5
+
+
+# Kernels, chains with a momentum, and deterministic ones; the others share their code.
+LANDING = {"LMCVAE": 0.2, "UHAVAE": 0.4, "HVAE": 0.2}
+
+
+@pytest.mark.parametrize("name", LANDING)
+@pytest.mark.parametrize(("gradient", "num_samples"), [("stl", 1), ("dreg", 5)])
+def test_gradients_of_the_first_draws_are_those_of_the_bound(name, gradient, num_samples):
+    """With respect to the encoder. STL is unbiased for one sample, DReG for any number."""
+    settings = {"num_transitions": 2, "step_size": LANDING[name], "num_samples": num_samples}
+    model = PPCA.model(getattr(tf_mcvae, name), gradient=gradient, **settings)
+    estimates = gradients_of_log_slope(model, range(500), "encoder")
+    plain = PPCA.model(getattr(tf_mcvae, name), **settings)
+    reference = finite_differences(plain, range(1000, 1400), num_samples, 0.02, "encoder")
+    assert differ(estimates, reference) < 5
+    expected = gradients_of_log_slope(plain, range(500, 1000), "encoder")
+    assert differ(estimates, expected) < 5
+    assert not np.allclose(gradients_of_log_slope(plain, range(10), "encoder"), estimates[:10])
+
+
+def test_landing_gradients_leave_the_rest_unchanged():
+    """Of the decoder, the step sizes and the schedule, whose part is that of the plain gradient."""
+    values = {}
+    for gradient in ("plain", "stl", "dreg"):
+        model = PPCA.model(
+            tf_mcvae.UHAVAE,
+            num_transitions=2,
+            num_samples=5,
+            gradient=gradient,
+            schedule="all_learnable",
+            step_size=tf_mcvae.StepSize(0.3, "learned"),
+        )
+        with tf.GradientTape() as tape:
+            estimate = model.estimate(Batch(tf.constant(X)), random.as_seed(1), training=True)
+        others = [
+            *model.decoder.trainable_variables,
+            model.schedule.logits,
+            model.step_size.log_step_size,
+        ]
+        values[gradient] = tape.gradient(estimate.loss, [v.value for v in others])
+    for gradient in ("stl", "dreg"):
+        for actual, expected in zip(values[gradient], values["plain"], strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("model_class", [tf_mcvae.LMCVAE, tf_mcvae.AMCVAE])

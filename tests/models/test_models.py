@@ -23,13 +23,21 @@ import tf_mcvae
 from tf_mcvae import (
     AMCVAE,
     BNAF,
+    CMCDVAE,
+    DAISVAE,
+    HVAE,
     IAF,
     IWAE,
+    LDVIVAE,
     LMCVAE,
+    MCDVAE,
+    UHAVAE,
     VAE,
+    DriftNetwork,
     FlowVAE,
     Gaussian,
     LearnedReverse,
+    MomentumRefresh,
     RealNVP,
     StepSize,
     random,
@@ -117,6 +125,24 @@ CASES = {
         cloned_decoder=True,
         recompute=True,
     ),
+    "LMCVAE-dreg": lambda: LMCVAE(
+        *dense(), num_transitions=K, num_samples=3, gradient="dreg", step_size=0.05
+    ),
+    "UHAVAE": lambda: UHAVAE(*dense(), num_transitions=K, num_samples=2),
+    "UHAVAE-everything-learned": lambda: UHAVAE(
+        *dense(),
+        num_transitions=K,
+        num_leapfrog_steps=2,
+        schedule="all_learnable",
+        step_size=StepSize(0.1, "learned"),
+        momentum=MomentumRefresh(0.5, [0.8, 1.3], learn_persistence=True, learn_mass=True),
+    ),
+    "DAISVAE": lambda: DAISVAE(*dense(), num_transitions=K, schedule="all_learnable"),
+    "LDVIVAE": lambda: LDVIVAE(*dense(), num_transitions=K, network=DriftNetwork([8])),
+    "MCDVAE": lambda: MCDVAE(*dense(), num_transitions=K, network=DriftNetwork([8])),
+    "CMCDVAE": lambda: CMCDVAE(*dense(), num_transitions=K, network=DriftNetwork([8])),
+    "HVAE": lambda: HVAE(*dense(), num_transitions=K),
+    "HVAE-free": lambda: HVAE(*dense(), num_transitions=K, step_size=0.1, tempering="free"),
     "AMCVAE": lambda: AMCVAE(*dense(), num_transitions=K, num_samples=3, step_size=0.2),
     "AMCVAE-barker": lambda: AMCVAE(
         *dense(), num_transitions=K, num_samples=3, acceptance="barker", schedule="sigmoidal"
@@ -146,6 +172,8 @@ SLOW = {
     "LMCVAE-variance",
     "LMCVAE-skip",
     "LMCVAE-per-dimension",
+    "LMCVAE-dreg",
+    "HVAE-free",
     "AMCVAE-barker",
     "AMCVAE-annealed",
 }
@@ -195,6 +223,10 @@ def is_annealed(model):
     return isinstance(model, AnnealedVAE)
 
 
+def has_acceptance(model):
+    return is_annealed(model) and model.has_acceptance
+
+
 # Training, saving and loading of every case.
 
 
@@ -230,7 +262,9 @@ def test_training_learns_and_reports(case, trained):
     model, history, _ = trained(case)
     names = {"loss", "bound"}
     if is_annealed(model):
-        names |= {"acceptance", "step_size", *(f"acceptance_{k + 1}" for k in range(K))}
+        names |= {"step_size"}
+    if has_acceptance(model):
+        names |= {"acceptance", *(f"acceptance_{k + 1}" for k in range(K))}
     if "drift" in case:
         names |= {"drift_error"}
     assert set(history) == names | {f"val_{name}" for name in names} | {"grad_norm"}
@@ -239,7 +273,7 @@ def test_training_learns_and_reports(case, trained):
     assert history["val_bound"][1] > history["val_bound"][0]
     assert history["bound"][1] > history["bound"][0]
     assert history["loss"][1] < history["loss"][0]
-    if is_annealed(model):
+    if has_acceptance(model):
         assert 0 <= history["acceptance"][0] <= 1
         each = [history[f"acceptance_{k + 1}"] for k in range(K)]
         np.testing.assert_allclose(np.mean(each, axis=0), history["acceptance"], rtol=1e-5)
@@ -288,6 +322,10 @@ RESUMED = (
     "FlowVAE-realnvp",
     "LMCVAE-acceptance",
     "LMCVAE-learned-reverse",
+    "UHAVAE-everything-learned",
+    "DAISVAE",
+    "LDVIVAE",
+    "HVAE",
     "AMCVAE",
     "AMCVAE-subclassed",
 )
@@ -350,7 +388,9 @@ def test_seeds(case, trained):
 ROWS = np.arange(6, dtype=np.int32).reshape(3, 2)
 
 
-@pytest.mark.parametrize("case", ["VAE", "IWAE", "LMCVAE-cloned", "LMCVAE-vectors", "AMCVAE"])
+@pytest.mark.parametrize(
+    "case", ["VAE", "IWAE", "LMCVAE-cloned", "LMCVAE-vectors", "LDVIVAE", "AMCVAE"]
+)
 def test_a_row_depends_on_its_own_seed_only(case, trained):
     model, x = trained(case)[0], data(case)[:3]
     for method in (model.log_weights, model.posterior_sample):
@@ -412,6 +452,12 @@ MODES = {
             pytest.param(case, mode, marks=pytest.mark.slow)
             for case, mode in (
                 ("LMCVAE-variance", "graph"),
+                ("LMCVAE-dreg", "xla"),
+                ("UHAVAE-everything-learned", "xla"),
+                ("DAISVAE", "xla"),
+                ("LDVIVAE", "xla"),
+                ("CMCDVAE", "xla"),
+                ("HVAE", "xla"),
                 ("LMCVAE-acceptance", "xla"),
                 ("AMCVAE-annealed", "xla"),
             )
@@ -500,8 +546,8 @@ def test_large_batches_of_known_size_train_for_more_than_one_step(model_class):
 @pytest.mark.parametrize(
     ("case", "jit_compile"),
     [
-        *[(case, False) for case in ("LMCVAE-vectors", "AMCVAE-barker")],
-        *[(case, True) for case in ("IWAE", "LMCVAE-vectors")],
+        *[(case, False) for case in ("LMCVAE-vectors", "DAISVAE", "CMCDVAE", "AMCVAE-barker")],
+        *[(case, True) for case in ("IWAE", "LMCVAE-vectors", "LDVIVAE")],
     ],
 )
 def test_bound_is_the_same_in_eager_graph_and_xla(case, jit_compile, trained):

@@ -199,8 +199,8 @@ class AnnealedVAE(MonteCarloVAE):
             training: Whether the encoder runs in training mode.
             trace_fn: See `annealed_importance_sampling`.
             num_transitions: K, if it is not the model's own; see `transition_options`.
-            landing_fn: If not None, `log q(z_0|x)` of the weight has a gradient through `z_0` alone,
-                and this function, whose value is `z_0`, may change that gradient.
+            landing_fn: If not None, `log q(z_0|x)` of the weight has a gradient through `z_0`
+                alone, and this function, whose value is `z_0`, may change that gradient.
         """
         initial_seed, transition_seed = random.split(seed)
         posterior = self.posterior(batch, training)

@@ -108,8 +108,8 @@ class HVAE(AnnealedVAE):
         options = super().transition_options(num_transitions)
         if options:
             raise ValueError(
-                f"An HVAE has temperatures for its {self.num_transitions} transitions, and none for "
-                "others: leave out `num_transitions`. "
+                f"An HVAE has temperatures for its {self.num_transitions} transitions, and none "
+                "for others: leave out `num_transitions`. "
                 f"Received: num_transitions={num_transitions}"
             )
         return options

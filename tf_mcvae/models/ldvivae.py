@@ -33,8 +33,8 @@ class LDVIVAE(UHAVAE):
     the first momentum is drawn from `N(0, M)`.
 
     The publication discretises the refreshment by Euler, `N((1 - g e) u, 2 g e)` with a friction
-    `g`. This one is exact, `r = exp(-g e)`: it is valid for every step size, and without the network
-    costs nothing of the bound.
+    `g`. This one is exact, `r = exp(-g e)`: it suits every step size, and without the network it
+    does not loosen the bound.
 
     Args:
         encoder: Maps `x [B, ...]` to `[B, 2 D]`, location and log variance.
