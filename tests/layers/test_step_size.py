@@ -131,14 +131,89 @@ def test_limits_hold():
     assert StepSize.from_config(steps.get_config()).limits == (0.1, 0.7)
 
 
+SHAPES = {
+    "own": ({"initial": [0.1, 0.2]}, [2]),
+    "own per dimension": ({"initial": [0.1, 0.2], "per_dimension": True}, [2, 3]),
+    "own, of two axes": ({"initial": [[0.1, 0.2, 0.3]]}, [2, 3]),
+    "shared": ({"per_transition": False}, [1]),
+    "shared per dimension": ({"per_transition": False, "per_dimension": True}, [1, 3]),
+    "shared, of two axes": ({"initial": [[0.1, 0.2, 0.3]], "per_transition": False}, [1, 3]),
+}
+
+
+@pytest.mark.parametrize("rule", ["fixed", "learned"])
+@pytest.mark.parametrize("case", SHAPES)
+def test_what_transitions_and_dimensions_share(case, rule):
+    arguments, shape = SHAPES[case]
+    initial = np.asarray(arguments.get("initial", 0.1))
+    column = initial[:, np.newaxis] if initial.ndim == 1 and len(shape) == 2 else initial
+    config = StepSize(**{"initial": 0.1, **arguments}, rule=rule).get_config()
+    steps = StepSize.from_config(config)
+    assert steps.get_config() == config
+    steps.build(2, 3)
+    assert [list(weight.shape) for weight in steps.weights] == [shape]
+    expected = np.broadcast_to(column, [2, *shape[1:]])
+    np.testing.assert_allclose(steps.values(), expected, rtol=1e-6)
+
+
+def test_a_configuration_without_the_keys_means_what_it_meant():
+    for initial, shape in (([0.1, 0.2], [2]), ([[0.1, 0.2, 0.3]], [2, 3])):
+        config = StepSize(initial, "learned").get_config()
+        del config["per_transition"], config["per_dimension"]
+        steps = StepSize.from_config(config)
+        steps.build(2, 3)
+        assert list(steps.log_step_size.shape) == shape
+
+
+@pytest.mark.parametrize("limits", [(0.0, 0.5), (0.01, 0.2)])
+def test_learned_step_sizes_stay_within_limits(limits):
+    """With `e = low + (high - low) sigmoid(w)`, `de/dw = (e - low) (high - e) / (high - low)`."""
+    config = StepSize([0.02, 0.15], "learned", limits=limits).get_config()
+    steps = StepSize.from_config(config)
+    assert steps.get_config() == config
+    steps.build(2, 3)
+    with tf.GradientTape() as tape:
+        values = steps.values()
+    gradient = tape.gradient(values, steps.trainable_variables[0])
+    start, (low, high) = np.array([0.02, 0.15]), limits
+    np.testing.assert_allclose(values, start, rtol=1e-6)
+    np.testing.assert_allclose(gradient, (start - low) * (high - start) / (high - low), rtol=1e-5)
+    steps.logit_step_size.assign([-40.0, 40.0])
+    np.testing.assert_allclose(steps.values(), limits, atol=1e-7)
+
+
+def test_a_shared_step_size_is_trained_and_serves_other_numbers_of_transitions():
+    """A gradient with respect to it is the sum of those with respect to separate ones."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).random([8, 16]).astype("float32")
+    options = {"architecture": "dense", "hidden_units": (16,)}
+    networks = tf_mcvae.Encoder(2, **options), tf_mcvae.Decoder((16,), **options)
+    gradients = []
+    for per_transition in (False, True):
+        steps = StepSize(0.1, "learned", per_transition=per_transition, limits=(0.0, 0.5))
+        model = tf_mcvae.LMCVAE(*networks, num_transitions=3, num_samples=1, step_size=steps)
+        with tf.GradientTape() as tape:
+            log_weights = model.log_weights(x, seed=1, num_samples=2)
+        gradients.append(tape.gradient(log_weights, steps.trainable_variables[0]).numpy())
+        assert model.log_weights(x, seed=1, num_samples=2, num_transitions=5).shape == (2, 8)
+    np.testing.assert_allclose(gradients[0], [gradients[1].sum()], rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"initial": 0.0, "rule": "acceptance"}, "within its limits, 1e-08 and 100.*Received: 0.0"),
         ({"initial": [0.1, 0.6], "rule": "published_acceptance"}, "0.001 and 0.5.*Received: .*0.6"),
-        ({"rule": "variance", "limits": (0.1, 1.0)}, "for the rules 'acceptance'.*rule='variance'"),
+        ({"rule": "variance", "limits": (0.1, 1.0)}, "for the rules 'learned'.*rule='variance'"),
         ({"rule": "acceptance", "limits": (1.0, 0.1)}, "increasing.*Received: limits=.1.0, 0.1"),
         ({"rule": "acceptance", "limits": (0.0, 1.0)}, "above 0.*Received: limits="),
+        ({"rule": "learned", "limits": (-0.1, 1.0)}, "not negative.*Received: limits="),
+        (
+            {"initial": 0.5, "rule": "learned", "limits": (0.0, 0.5)},
+            "above 0 and below 0.5.*Received: 0.5",
+        ),
+        ({"rule": "acceptance", "per_transition": False}, "'fixed' or 'learned'.*Received: per_tr"),
+        ({"initial": [0.1, 0.2], "per_transition": False}, "a scalar.*Received: .*shape .2,"),
         ({"rule": "acceptance", "limits": (0.1, np.inf)}, "finite.*Received: limits="),
         ({"rule": "acceptance", "target_acceptance": np.nan}, "between 0 and 1.*Received"),
     ],
