@@ -21,7 +21,9 @@ from tf_mcvae_commands.options import (
 
 DATA = "data"
 MODEL = "model"
-TRANSITIONS = "transitions (L-MCVAE and A-MCVAE)"
+TRANSITIONS = "transitions (all models but VAE, IWAE and FlowVAE)"
+HAMILTONIAN = "UHA, DAIS and LDVI only"
+H_VAE = "HVAE only"
 L_MCVAE = "L-MCVAE only"
 A_MCVAE = "A-MCVAE only"
 FLOW = "FlowVAE only"
@@ -31,7 +33,9 @@ OUTPUT = "output"
 
 # The models that a group of settings is for, where it is not for all.
 GROUP_MODELS = {
-    TRANSITIONS: ("L-MCVAE", "A-MCVAE"),
+    TRANSITIONS: ("L-MCVAE", "A-MCVAE", "UHA", "DAIS", "LDVI", "MCD", "CMCD", "HVAE"),
+    HAMILTONIAN: ("UHA", "DAIS", "LDVI"),
+    H_VAE: ("HVAE",),
     L_MCVAE: ("L-MCVAE",),
     A_MCVAE: ("A-MCVAE",),
     FLOW: ("FlowVAE",),
@@ -98,8 +102,13 @@ class RunConfig:
     model: str = option(
         "L-MCVAE",
         MODEL,
-        choice("VAE", "IWAE", "L-MCVAE", "A-MCVAE", "FlowVAE", VAE_with_flows="FlowVAE"),
-        "VAE, IWAE, L-MCVAE, A-MCVAE or FlowVAE (VAE_with_flows)",
+        choice(
+            *("VAE", "IWAE", "L-MCVAE", "A-MCVAE", "UHA", "DAIS", "LDVI", "MCD", "CMCD", "HVAE"),
+            "FlowVAE",
+            VAE_with_flows="FlowVAE",
+            **{f"{name}VAE": name for name in ("UHA", "DAIS", "LDVI", "MCD", "CMCD")},
+        ),
+        "VAE, IWAE, L-MCVAE, A-MCVAE, UHA, DAIS, LDVI, MCD, CMCD, HVAE or FlowVAE (VAE_with_flows)",
     )
     latent_dim: int = option(16, MODEL, integer(1), "latent dimension D", "hidden_dim")
     num_samples: int | None = option(
@@ -131,9 +140,17 @@ class RunConfig:
     )
 
     num_transitions: int = option(5, TRANSITIONS, integer(1), "number of transitions K", "K")
-    step_size: float = option(0.01, TRANSITIONS, number(), "first step size of every transition")
+    step_size: float | None = option(
+        None,
+        TRANSITIONS,
+        number(),
+        "first step size of every transition (default: 0.01; 0.1 for UHA, DAIS, LDVI and HVAE)",
+    )
     learnable_transitions: bool = option(
-        False, TRANSITIONS, BOOLEAN, "train the step sizes with the networks"
+        False,
+        TRANSITIONS,
+        BOOLEAN,
+        "train the step sizes with the networks, as DAIS and HVAE always do",
     )
     variance_sensitive_step: bool = option(
         False,
@@ -175,6 +192,25 @@ class RunConfig:
         TRANSITIONS,
         BOOLEAN,
         "compute the decoder's activations again in the backward pass: less memory, longer steps",
+    )
+    gradient: str | None = option(
+        None,
+        TRANSITIONS,
+        choice("plain", "stl", "dreg", "leave_one_out"),
+        "gradient of the encoder through its first draws: plain, stl or dreg; A-MCVAE has "
+        "leave_one_out (default: plain; A-MCVAE leave_one_out)",
+    )
+    num_leapfrog_steps: int = option(
+        1, HAMILTONIAN, integer(1), "leapfrog steps of each transition"
+    )
+    momentum_persistence: float = option(
+        0.9, HAMILTONIAN, number(0.0, 1.0), "share of the momentum that a transition keeps, below 1"
+    )
+    learn_momentum: bool = option(
+        False, HAMILTONIAN, BOOLEAN, "train the persistence and the mass of the momentum"
+    )
+    tempering: str = option(
+        "quadratic", H_VAE, choice("quadratic", "free", "none"), "quadratic, free or none"
     )
     skip_threshold: float = option(
         0.0,

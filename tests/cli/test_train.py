@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tf_mcvae
 from tf_mcvae.cli import building, callbacks, environment, run_data, training
 from tf_mcvae.datasets import DataSpec
 from tf_mcvae.files import write_json
@@ -324,6 +325,34 @@ def test_flags_reach_the_model():
     assert model.encoder.get_config()["activation"] == "relu"
 
 
+@pytest.mark.parametrize(
+    ("name", "step_size", "rule"),
+    [
+        ("UHA", 0.1, "acceptance"),
+        ("DAIS", 0.1, "learned"),
+        ("LDVI", 0.1, "acceptance"),
+        ("MCD", 0.01, "acceptance"),
+        ("CMCD", 0.01, "acceptance"),
+        ("HVAE", 0.1, "learned"),
+    ],
+)
+def test_every_annealed_model_has_a_name(name, step_size, rule):
+    model = build(f"--model {name} --K 3 --gradient dreg")
+    assert type(model) is getattr(tf_mcvae, name if name == "HVAE" else f"{name}VAE")
+    assert (model.num_transitions, model.gradient) == (3, "dreg")
+    assert model.step_size.rule == rule
+    np.testing.assert_allclose(model.step_size.values(), step_size, rtol=1e-6)
+    assert type(build(f"--model {type(model).__name__}")) is type(model)
+
+
+def test_flags_of_hamiltonian_models_reach_them():
+    model = build("--model UHA --num-leapfrog-steps 2 --momentum-persistence 0.5 --learn-momentum")
+    assert model.num_leapfrog_steps == 2
+    assert float(model.momentum.persistence()) == pytest.approx(0.5)
+    assert model.momentum.learn_mass
+    assert build("--model HVAE --tempering free").tempering.scheme == "free"
+
+
 @pytest.mark.parametrize("line", ["", "--model VAE", "--grad_skip_val 0"])
 def test_features_are_off_without_their_flags(line):
     model = build(line)
@@ -481,6 +510,7 @@ def test_a_run_writes_its_folder(tmp_path, capsys):
     assert saved["settings"] == {
         **dataclasses.asdict(settings(line)),
         "binarize": True,
+        "step_size": 0.01,
         "learning_rate": 0.003,
         "likelihood": "bernoulli",
         "lr_schedule": "constant",
@@ -659,7 +689,7 @@ def test_a_history_takes_metrics_that_are_new(tmp_path):
     assert np.isnan(rows[0]["grad_norm"])
 
 
-@pytest.mark.parametrize("change", [{"prior": "vamp"}, {"model": "UHA"}])
+@pytest.mark.parametrize("change", [{"prior": "vamp"}, {"model": "HMCVAE2"}])
 def test_settings_of_a_later_version_are_named(change, interrupted, capsys):
     saved = json.loads((interrupted / "config.json").read_text())
     saved["versions"]["tf_mcvae"] = "9.1.0"

@@ -88,10 +88,23 @@ def make_conv():
     return tf_mcvae.LMCVAE(*networks("conv"), num_transitions=2, schedule="all_learnable")
 
 
+def make_ldvivae():
+    """With all parts that the new kernels have: momentum, masses and a network."""
+    momentum = tf_mcvae.MomentumRefresh(0.5, [0.8] * LATENT_DIM, learn_mass=True)
+    network = tf_mcvae.DriftNetwork([8])
+    model = tf_mcvae.LDVIVAE(*networks(), num_transitions=2, momentum=momentum, network=network)
+    built(model).network.factor.assign(0.5)
+    return model
+
+
+def make_daisvae():
+    return tf_mcvae.DAISVAE(*networks(), num_transitions=2)
+
+
 # `test_serving_cpp.py` and `test_serving_protocol.py` run others by default.
 MODELS = [
     pytest.param(make, marks=pytest.mark.slow)
-    for make in (make_flow, make_lmcvae, make_amcvae, make_conv)
+    for make in (make_flow, make_lmcvae, make_amcvae, make_conv, make_ldvivae, make_daisvae)
 ]
 
 

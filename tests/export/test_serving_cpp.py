@@ -57,6 +57,12 @@ def networks(architecture):
 def make_model(name):
     if name == "vae":
         model = tf_mcvae.VAE(*networks("dense"))
+    elif name == "uhavae":
+        model = tf_mcvae.UHAVAE(*networks("dense"), num_transitions=2)
+    elif name == "cmcdvae":
+        model = tf_mcvae.CMCDVAE(*networks("dense"), num_transitions=2, step_size=0.05)
+    elif name == "hvae":
+        model = tf_mcvae.HVAE(*networks("dense"), num_transitions=2)
     elif name == "amcvae":
         model = tf_mcvae.AMCVAE(*networks("dense"), num_transitions=2, step_size=0.3)
     else:
@@ -65,9 +71,12 @@ def make_model(name):
     return model
 
 
+SLOW = ("amcvae", "lmcvae", "uhavae", "cmcdvae", "hvae")
+
+
 @pytest.fixture(
     scope="module",
-    params=["vae", *(pytest.param(name, marks=pytest.mark.slow) for name in ("amcvae", "lmcvae"))],
+    params=["vae", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
 )
 def served(request, tmp_path_factory):
     """A model, and the folder of its export. Seven rows are three chunks of `log_likelihood`."""

@@ -40,7 +40,13 @@ CALIBRATED = {
         target, 0.4, 3, acceptance="barker", **kw
     ),
 }
-ALL = {**CALIBRATED, "ULA": lambda target, **kw: kernels.UnadjustedLangevin(target, 0.1, **kw)}
+UNCALIBRATED = {
+    "ULA": lambda target, **kw: kernels.UnadjustedLangevin(target, 0.1, **kw),
+    "midpoint": lambda target, **kw: kernels.UncalibratedHamiltonian(
+        target, 0.15, 2, momentum_persistence=0.5, mass=0.7, integrator="drift_kick_drift", **kw
+    ),
+}
+ALL = {**CALIBRATED, **UNCALIBRATED}
 
 
 def mixed_normal(b):
@@ -122,7 +128,7 @@ def test_runs_under_sample_chain(name):
     bias = 0.0 if kernel.is_calibrated else 0.02
     error = np.std(chain_means, 0) / np.sqrt(200)
     assert np.all(np.abs(np.mean(chain_means, 0) - TARGET.mean()) < 5 * error + bias)
-    assert kernel.is_calibrated is (name != "ULA")
+    assert kernel.is_calibrated is (name not in UNCALIBRATED)
 
 
 @pytest.mark.parametrize("name", ALL)

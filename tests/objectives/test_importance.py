@@ -11,6 +11,7 @@ from reference import LinearGaussian
 
 import tf_mcvae
 from tf_mcvae import kernels, random
+from tf_mcvae.kernels import AnnealedPath
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.objectives.annealed import annealed_importance_sampling
 
@@ -193,6 +194,29 @@ def test_one_call_of_the_decoder_beside_its_clone(model_class):
     tf.function(model.log_weights)(X, seed=1)
     assert model.transition_decoder.counted() == 6
     assert model.decoder.counted() == 1
+
+
+@pytest.mark.parametrize("name", ["UHAVAE", "DAISVAE", "LDVIVAE", "MCDVAE", "CMCDVAE", "HVAE"])
+def test_one_decoder_call_a_transition(name):
+    """Those of DAIS are in the middle of its K steps, and one more is at the end."""
+    model = counting_model(getattr(tf_mcvae, name), num_transitions=5, num_samples=3)
+    tf.function(value_and_gradients(model, lambda x: model.log_weights(x, seed=1)))(X)
+    assert model.decoder.counted() == 6
+
+
+def test_midpoints_take_one_gradient_a_step(monkeypatch):
+    """The call at the end has no gradient."""
+    counted = tf.Variable(0)
+    evaluate = AnnealedPath.endpoints
+
+    def counting(path, state):
+        counted.assign_add(1)
+        return evaluate(path, state)
+
+    monkeypatch.setattr(AnnealedPath, "endpoints", counting)
+    model = PPCA.model(tf_mcvae.DAISVAE, num_transitions=5)
+    tf.function(model.log_weights)(X, seed=1)
+    assert int(counted) == 5
 
 
 def test_one_decoder_call_a_leapfrog():

@@ -7,17 +7,42 @@ import keras
 
 from tf_mcvae.datasets import DataSpec
 from tf_mcvae.layers.likelihoods import Gaussian
+from tf_mcvae.layers.momentum import MomentumRefresh
 from tf_mcvae.layers.networks import Decoder, Encoder
 from tf_mcvae.layers.step_size import StepSize, StepSizeRule
-from tf_mcvae.models import AMCVAE, IWAE, LMCVAE, VAE, FlowVAE, MonteCarloVAE
+from tf_mcvae.models import (
+    AMCVAE,
+    CMCDVAE,
+    DAISVAE,
+    HVAE,
+    IWAE,
+    LDVIVAE,
+    LMCVAE,
+    MCDVAE,
+    UHAVAE,
+    VAE,
+    FlowVAE,
+    MonteCarloVAE,
+)
 from tf_mcvae_commands.options import schedule_call
-from tf_mcvae_commands.training_settings import RunConfig
+from tf_mcvae_commands.training_settings import (
+    GROUP_MODELS,
+    HAMILTONIAN,
+    TRANSITIONS,
+    RunConfig,
+)
 
-_MODELS: dict[str, type[MonteCarloVAE]] = {
+_MODELS: dict[str, type[Any]] = {
     "VAE": VAE,
     "IWAE": IWAE,
     "L-MCVAE": LMCVAE,
     "A-MCVAE": AMCVAE,
+    "UHA": UHAVAE,
+    "DAIS": DAISVAE,
+    "LDVI": LDVIVAE,
+    "MCD": MCDVAE,
+    "CMCD": CMCDVAE,
+    "HVAE": HVAE,
     "FlowVAE": FlowVAE,
 }
 
@@ -36,7 +61,7 @@ def build_model(config: RunConfig, spec: DataSpec, steps_per_epoch: int) -> Mont
     }
     encoder = Encoder(config.latent_dim, **networks)
     decoder = Decoder(spec.image_shape, **networks)
-    model = _MODELS[config.model](encoder, decoder, **arguments)
+    model: MonteCarloVAE = _MODELS[config.model](encoder, decoder, **arguments)
     model.build((None, *spec.image_shape))
     optimizer = keras.optimizers.Adam(
         learning_rate(config, steps_per_epoch), global_clipnorm=config.gradient_clip or None
@@ -49,36 +74,58 @@ def build_model(config: RunConfig, spec: DataSpec, steps_per_epoch: int) -> Mont
 
 
 def _own_arguments(config: RunConfig) -> dict[str, Any]:
-    """Returns the arguments that only this model's constructor takes."""
+    """Returns the arguments that only some models' constructors take."""
+    arguments: dict[str, Any] = {}
+    if config.model in GROUP_MODELS[TRANSITIONS]:
+        arguments |= _transition_arguments(config)
+    if config.model in GROUP_MODELS[HAMILTONIAN]:
+        arguments["num_leapfrog_steps"] = config.num_leapfrog_steps
+        arguments["momentum"] = MomentumRefresh(
+            config.momentum_persistence,
+            learn_persistence=config.learn_momentum,
+            learn_mass=config.learn_momentum,
+        )
     if config.model == "FlowVAE":
-        return {"flow": config.flow_type, "num_flows": config.num_flows}
+        arguments |= {"flow": config.flow_type, "num_flows": config.num_flows}
+    if config.model == "HVAE":
+        del arguments["schedule"]
+        arguments["tempering"] = config.tempering
     if config.model == "L-MCVAE":
-        return {
-            **_transition_arguments(config),
+        arguments |= {
             "skip_threshold": config.skip_threshold,
             "learned_drift": config.learned_drift,
             "learned_reverse": config.learned_reverse,
         }
     if config.model == "A-MCVAE":
-        return {
-            **_transition_arguments(config),
+        arguments |= {
             "acceptance": "barker" if config.barker else "metropolis",
             "alpha_annealing": config.alpha_annealing,
         }
-    return {}
+    return arguments
 
 
 def _transition_arguments(config: RunConfig) -> dict[str, Any]:
-    rule: StepSizeRule = "published_acceptance" if config.published_acceptance else "acceptance"
-    rule = "variance" if config.variance_sensitive_step else rule
-    rule = "learned" if config.learnable_transitions else rule
-    return {
+    """Returns the arguments of all models with transitions."""
+    arguments = {
         "num_transitions": config.num_transitions,
-        "step_size": StepSize(config.step_size, rule, config.target_acceptance),
+        "step_size": _step_size(config),
         "schedule": config.schedule,
         "cloned_decoder": config.cloned_decoder,
         "recompute": config.recompute,
     }
+    return arguments if config.gradient is None else {**arguments, "gradient": config.gradient}
+
+
+def _step_size(config: RunConfig) -> StepSize:
+    """Returns the step sizes, which follow the acceptance where there is one."""
+    step_size: Any = config.step_size
+    if config.model == "HVAE":  # As published.
+        return StepSize(step_size, "learned", per_dimension=True, limits=(0.0, 0.5))
+    if config.learnable_transitions or not _MODELS[config.model].has_acceptance:
+        return StepSize(step_size, "learned", config.target_acceptance)
+    rule: StepSizeRule = "published_acceptance" if config.published_acceptance else "acceptance"
+    rule = "variance" if config.variance_sensitive_step else rule
+    return StepSize(step_size, rule, config.target_acceptance)
 
 
 def learning_rate(config: RunConfig, steps_per_epoch: int) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tf_mcvae import datasets
 from tf_mcvae.datasets import Data, DataSpec
-from tf_mcvae_commands.training_settings import GROUP_MODELS, TRANSITIONS, RunConfig
+from tf_mcvae_commands.training_settings import GROUP_MODELS, HAMILTONIAN, RunConfig
 
 _NUM_SAMPLES = {"IWAE": 10, "A-MCVAE": 5}  # Otherwise 1.
 _SCORED_PIXELS = 25_000  # By default; annealed importance sampling then takes about a minute.
@@ -65,7 +65,9 @@ def complete(config: RunConfig, spec: DataSpec) -> RunConfig:
     """Returns the settings with values for those that depend on the data or the model."""
     # A convolutional network halves the sides three times.
     small = min(spec.image_shape[:2]) < 16
-    decays = config.model in GROUP_MODELS[TRANSITIONS] and not small
+    decays = config.model in ("L-MCVAE", "A-MCVAE") and not small
+    is_hamiltonian = config.model in (*GROUP_MODELS[HAMILTONIAN], "HVAE")
+    step_size = 0.1 if is_hamiltonian else 0.01
     return replace(
         config,
         likelihood=config.likelihood or spec.likelihood,
@@ -73,6 +75,7 @@ def complete(config: RunConfig, spec: DataSpec) -> RunConfig:
         learning_rate=config.learning_rate or (3e-3 if small else 1e-3),
         lr_schedule=config.lr_schedule or ("reference" if decays else "constant"),
         num_samples=config.num_samples or _NUM_SAMPLES.get(config.model, 1),
+        step_size=step_size if config.step_size is None else config.step_size,
         score_examples=_score_examples(config, spec),
     )
 

@@ -31,7 +31,13 @@ from tf_mcvae.models import MonteCarloVAE, load_model
 from tf_mcvae_commands.cluster import ALONE, Worker, joined
 from tf_mcvae_commands.parser import flag_of
 from tf_mcvae_commands.run_folder import RunFolder
-from tf_mcvae_commands.training_settings import FREE_ON_RESUME, OF_THE_MACHINE, RunConfig
+from tf_mcvae_commands.training_settings import (
+    FREE_ON_RESUME,
+    GROUP_MODELS,
+    OF_THE_MACHINE,
+    TRANSITIONS,
+    RunConfig,
+)
 
 # Number of images to calibrate anomaly scores with, for each image that is scored.
 _CALIBRATION_SHARE = 4
@@ -157,7 +163,8 @@ def _write(
 
 def describe(config: RunConfig, spec: DataSpec, model: MonteCarloVAE) -> str:
     """Returns a line on the data and a line on the model."""
-    own = f", K={config.num_transitions}" if "MCVAE" in config.model else ""
+    has_transitions = config.model in GROUP_MODELS[TRANSITIONS]
+    own = f", K={config.num_transitions}" if has_transitions else ""
     own = f", {config.num_flows} {config.flow_type}" if config.model == "FlowVAE" else own
     pixels = f"{'binarised' if config.binarize else 'grey or colour'} pixels"
     return (
