@@ -42,6 +42,10 @@ CASES = {
     "LMCVAE-cloned": (tf_mcvae.LMCVAE, {"cloned_decoder": True}),
     "AMCVAE-cloned": (tf_mcvae.AMCVAE, {"cloned_decoder": True}),
     "LMCVAE-learned-drift": (tf_mcvae.LMCVAE, {"learned_drift": True}),
+    "LMCVAE-learned-drift-of-x": (
+        tf_mcvae.LMCVAE,
+        {"learned_drift": tf_mcvae.LearnedDrift(features="x")},
+    ),
     "LMCVAE-learned-reverse": (tf_mcvae.LMCVAE, {"learned_reverse": True}),
     "LMCVAE-learned-both": (
         tf_mcvae.LMCVAE,
