@@ -16,6 +16,7 @@ from tf_mcvae.kernels import AnnealedPath
 from tf_mcvae.layers import (
     Bernoulli,
     Decoder,
+    DriftNetwork,
     Encoder,
     Gaussian,
     LearnedDrift,
@@ -41,6 +42,7 @@ __all__ = [
     "AnnealedPath",
     "Bernoulli",
     "Decoder",
+    "DriftNetwork",
     "Encoder",
     "EncoderFeatures",
     "Flow",
