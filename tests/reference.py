@@ -36,6 +36,18 @@ def gelu(values):
     return values * scipy.special.ndtr(values)
 
 
+def drift_network(kernels, biases, scale, inputs, time):
+    """`c net([z, h, sin(pi 2^j t), cos(pi 2^j t)])`, the time beside every row."""
+    num_frequencies = (len(kernels[0]) - sum(part.shape[-1] for part in inputs)) // 2
+    angles = np.pi * 2.0 ** np.arange(num_frequencies) * time
+    parts = [*inputs, np.concatenate([np.sin(angles), np.cos(angles)])]
+    shape = inputs[0].shape[:-1]
+    values = np.concatenate([np.broadcast_to(p, (*shape, p.shape[-1])) for p in parts], -1)
+    for number, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+        values = (gelu(values) if number else values) @ kernel + bias
+    return scale * values
+
+
 def sigmoid(values):
     return scipy.special.expit(np.asarray(values, np.float64))
 

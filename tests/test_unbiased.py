@@ -66,6 +66,10 @@ CASES = {
     },
     "HVAE-cloned": (tf_mcvae.HVAE, {"step_size": 0.2, "cloned_decoder": True}),
     "LMCVAE-learned-drift": (tf_mcvae.LMCVAE, {"learned_drift": True}),
+    "LMCVAE-learned-drift-of-x": (
+        tf_mcvae.LMCVAE,
+        {"learned_drift": tf_mcvae.LearnedDrift(features="x")},
+    ),
     "LMCVAE-learned-reverse": (tf_mcvae.LMCVAE, {"learned_reverse": True}),
     "LMCVAE-learned-both": (
         tf_mcvae.LMCVAE,

@@ -225,7 +225,8 @@ def _l_arguments(arrays: Mapping[str, Array], settings: Mapping[str, Any]) -> di
     }
     drift = [weights for weights, _ in _layers(arrays, "transitions.0.add_nn")]
     if drift:
-        arguments["learned_drift"] = LearnedDrift([len(kernel) for kernel in drift[:-1]])
+        hidden = [len(kernel) for kernel in drift[:-1]]
+        arguments["learned_drift"] = LearnedDrift(hidden, features="x")
     reverse = [weights for weights, _ in _layers(arrays, "reverse_kernels.0")]
     if reverse:
         arguments["learned_reverse"] = LearnedReverse([len(kernel) for kernel in reverse[:-1]])

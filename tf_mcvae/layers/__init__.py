@@ -7,7 +7,7 @@ from tf_mcvae.layers.networks import Decoder, Encoder
 from tf_mcvae.layers.priors import Prior, StandardNormal
 from tf_mcvae.layers.schedules import LearnedSchedule, LinearSchedule, Schedule, SigmoidalSchedule
 from tf_mcvae.layers.step_size import StepSize
-from tf_mcvae.layers.transition_networks import LearnedDrift, LearnedReverse
+from tf_mcvae.layers.transition_networks import DriftNetwork, LearnedDrift, LearnedReverse
 
 __all__ = [
     "Bernoulli",

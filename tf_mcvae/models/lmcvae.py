@@ -28,10 +28,12 @@ class Features(NamedTuple):
     Attributes:
         x: `[B, ...]`.
         loc: The encoder's location, `[B, D]`.
+        log_scale: The encoder's log scale, `[B, D]`.
     """
 
     x: tf.Tensor
     loc: tf.Tensor
+    log_scale: tf.Tensor
 
 
 def check_skip_threshold(name: str, value: Any) -> None:
@@ -164,7 +166,8 @@ class LMCVAE(AnnealedVAE):
         """Builds networks, schedule, step sizes, drifts and reverse kernels."""
         super().build(input_shape)
         if self.drift is not None and not self.drift.built:
-            num_features = math.prod(self.event_shape)
+            of_encoder = self.drift.features == "encoder"
+            num_features = 2 * self.latent_dim if of_encoder else math.prod(self.event_shape)
             self.drift.build(self.num_transitions, self.latent_dim, num_features)
         if self.reverse_kernel is not None and not self.reverse_kernel.built:
             self.reverse_kernel.build(self.num_transitions, self.latent_dim)
@@ -186,6 +189,7 @@ class LMCVAE(AnnealedVAE):
 
     def make_kernel(self, transition: Transition) -> UnadjustedLangevin:
         """Makes an unadjusted Langevin kernel."""
+        loc, scale = transition.posterior.mean(), transition.posterior.stddev()
         return UnadjustedLangevin(
             transition.path,
             transition.step_size,
@@ -193,13 +197,15 @@ class LMCVAE(AnnealedVAE):
             forward_drift=score_drift if self.drift is None else self._learned_drift,
             backward_drift=None if self.reverse_kernel is None else self._learned_reverse,
             index=transition.index,
-            features=Features(transition.batch.x, transition.posterior.mean()),
+            features=Features(transition.batch.x, loc, tf.math.log(scale)),
             skip_threshold=self.skip_threshold,
         )
 
     def _learned_drift(self, place: Place) -> Drift:
+        x, loc, log_scale = place.features
+        features = tf.concat([loc, log_scale], -1) if self.drift.features == "encoder" else x
         with refusing_losses("learned_drift"):
-            drift = self.drift(place.state, place.features.x, place.index)
+            drift = self.drift(place.state, features, place.index)
         return Drift(tf.cast(drift, place.state.dtype))
 
     def _learned_reverse(self, place: Place) -> Drift:
