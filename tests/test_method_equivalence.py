@@ -150,7 +150,7 @@ def test_diffusions_in_float64(is_controlled):
     model = PPCA.model(
         tf_mcvae.CMCDVAE if is_controlled else tf_mcvae.MCDVAE, num_transitions=K, step_size=0.1
     )
-    model.network.factor.assign(0.8)
+    model.network.scale.assign(0.8)
     step, log_q = 0.1, None
     posterior = model.posterior(Batch(tf.constant(X)))
     features = posterior.distribution.loc, tf.math.log(posterior.distribution.scale)
@@ -182,7 +182,7 @@ def test_learned_backward_refreshment_in_float64():
     r, mass, step = 0.6, np.array([0.8, 1.3]), 0.3
     momentum = tf_mcvae.MomentumRefresh(r, mass)
     model = PPCA.model(tf_mcvae.LDVIVAE, num_transitions=K, step_size=step, momentum=momentum)
-    model.network.factor.assign(0.8)
+    model.network.scale.assign(0.8)
     posterior = model.posterior(Batch(tf.constant(X)))
     features = posterior.distribution.loc, tf.math.log(posterior.distribution.scale)
     z, noises = draws_of(model)

@@ -95,7 +95,7 @@ def make(case):
             scale = 0.4 / last.shape[1] ** 0.5
             last.assign(scale * np.random.default_rng(1).normal(size=last.shape))
     if hasattr(model, "network"):  # As if trained: its factor starts at 0.
-        model.network.factor.assign(0.7)
+        model.network.scale.assign(0.7)
     if model_class is tf_mcvae.FlowVAE:
         # As if trained: a new flow has almost no effect. The changes are small, as the weights of a
         # flow that narrows the posterior may have no finite variance.

@@ -93,7 +93,7 @@ def make_ldvivae():
     momentum = tf_mcvae.MomentumRefresh(0.5, [0.8] * LATENT_DIM, learn_mass=True)
     network = tf_mcvae.DriftNetwork([8])
     model = tf_mcvae.LDVIVAE(*networks(), num_transitions=2, momentum=momentum, network=network)
-    built(model).network.factor.assign(0.5)
+    built(model).network.scale.assign(0.5)
     return model
 
 

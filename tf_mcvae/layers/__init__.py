@@ -1,6 +1,5 @@
 """The parts of a model: networks, likelihoods, schedules and step sizes."""
 
-from tf_mcvae.layers.drift_network import DriftNetwork
 from tf_mcvae.layers.likelihoods import Bernoulli, Gaussian, Likelihood
 from tf_mcvae.layers.momentum import MomentumRefresh, Tempering
 from tf_mcvae.layers.networks import Decoder, Encoder

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tf_mcvae.kernels import Drift, Place, UnadjustedLangevin
 from tf_mcvae.layers.composite import finish_build
-from tf_mcvae.layers.drift_network import DriftNetwork
+from tf_mcvae.layers.transition_networks import DriftNetwork
 from tf_mcvae.layers.schedules import Schedule
 from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.annealed import AnnealedVAE, ScheduleName, Transition
