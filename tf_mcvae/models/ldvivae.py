@@ -8,10 +8,10 @@ import tensorflow as tf
 
 from tf_mcvae.kernels.hamiltonian import RefreshFn
 from tf_mcvae.layers.composite import finish_build
-from tf_mcvae.layers.transition_networks import DriftNetwork
 from tf_mcvae.layers.momentum import MomentumRefresh
 from tf_mcvae.layers.schedules import Schedule
 from tf_mcvae.layers.step_size import StepSize
+from tf_mcvae.layers.transition_networks import DriftNetwork
 from tf_mcvae.models.annealed import ScheduleName, Transition
 from tf_mcvae.models.base import LikelihoodLike
 from tf_mcvae.models.estimate import Gradient
