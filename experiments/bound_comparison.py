@@ -3,7 +3,7 @@
 A decoder is trained together with an encoder as an IWAE, and frozen. Each method then trains only
 what its bound adds to that decoder: the encoder, from the trained one on, the annealing schedule,
 step sizes, momentum and networks. All methods and budgets have the same number of training steps,
-and start at the same step sizes, which are not tuned to the budget.
+and start at the same step sizes, which are not tuned to the budget, and at linear schedules.
 
 A budget is the number n of evaluations of the decoder and its gradient for an image:
 `S (K L + 1)`, with S samples, K transitions and L = 1 leapfrog. An IWAE has S = n and no
@@ -28,6 +28,7 @@ other settings are refused.
 import argparse
 import functools
 import gc
+import itertools
 import json
 import multiprocessing
 import pathlib
@@ -39,65 +40,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 import toy
+from bound_methods import METHODS, Method, start_linear
+from bound_report import draw, point_of, print_table
 
 import tf_mcvae
-from tf_mcvae import MomentumRefresh, StepSize, random
+from tf_mcvae import random
 from tf_mcvae.files import replacing
 
 BUDGETS = (2, 4, 8, 16, 32, 64, 128)
-
-
-def langevin() -> dict[str, Any]:
-    """Returns settings of the methods with Langevin transitions."""
-    return {"schedule": "all_learnable", "step_size": StepSize(0.01, "learned", per_dimension=True)}
-
-
-def hamiltonian() -> dict[str, Any]:
-    """Returns settings of the methods with Hamiltonian transitions."""
-    # The step sizes are of the transitions, the mass of the dimensions.
-    momentum = MomentumRefresh(0.9, learn_persistence=True, learn_mass=True)
-    step_size = StepSize(0.1, "learned")
-    return {"schedule": "all_learnable", "step_size": step_size, "momentum": momentum}
-
-
-class Method(NamedTuple):
-    """A method of the comparison.
-
-    Attributes:
-        model_class: Class of the model.
-        settings: Makes the constructor's arguments, with new layers at each call.
-        color: Color of the line.
-        num_samples: S; 0 spends the budget on samples, without transitions.
-        training_samples: S in training; None for that of the evaluation.
-    """
-
-    model_class: Any
-    settings: Callable[[], dict[str, Any]]
-    color: str
-    num_samples: int = 1
-    training_samples: int | None = None
-
-    def sizes(self, budget: int) -> dict[str, int]:
-        """Returns S and K for a budget; a K of 0 stands for a budget that is too small."""
-        if not self.num_samples:
-            return {"num_samples": budget}
-        num_transitions = budget // self.num_samples - 1
-        return {"num_samples": self.num_samples, "num_transitions": num_transitions}
-
-
-METHODS = {
-    "IWAE": Method(tf_mcvae.IWAE, lambda: {"gradient": "dreg"}, "#000000", num_samples=0),
-    "L-MCVAE": Method(tf_mcvae.LMCVAE, langevin, "#E69F00"),
-    "A-MCVAE": Method(tf_mcvae.AMCVAE, langevin, "#D55E00", training_samples=2),
-    "MCD": Method(tf_mcvae.MCDVAE, langevin, "#56B4E9"),
-    "CMCD": Method(tf_mcvae.CMCDVAE, langevin, "#0072B2"),
-    "HVAE": Method(tf_mcvae.HVAE, dict, "#999999"),
-    "UHA": Method(tf_mcvae.UHAVAE, hamiltonian, "#009E73"),
-    "UHA, S = 2": Method(tf_mcvae.UHAVAE, hamiltonian, "#7FBF3F", num_samples=2),
-    "DAIS": Method(tf_mcvae.DAISVAE, hamiltonian, "#CC79A7"),
-    "LDVI": Method(tf_mcvae.LDVIVAE, hamiltonian, "#6A3D9A"),
-}
-MARKERS = "osD^v<>Pd*"
 
 
 class Problem(NamedTuple):
@@ -148,14 +98,16 @@ def make_networks(settings: dict[str, Any], shape: tuple[int, ...]) -> tuple[Any
     )
 
 
-def train(
-    model: Any, data: Any, steps: int, learning_rate: float, jit_compile: bool
-) -> list[float]:
-    """Trains a model with Adam, at a rate that falls to 0; returns the seconds of each step."""
+def compile_model(model: Any, steps: int, learning_rate: float, jit_compile: bool) -> None:
+    """Compiles a model with Adam, at a rate that falls to 0."""
     rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    # Chains of many transitions have rare gradients that are far larger than the others.
+    # Chains that leave the stable step sizes have gradients of any size. They are rare.
     optimizer = keras.optimizers.Adam(rate, global_clipnorm=100.0)
-    model.compile(optimizer, jit_compile=jit_compile)
+    model.compile(optimizer, skip_gradient_norm=1e6, jit_compile=jit_compile)
+
+
+def train(model: Any, data: Any, steps: int) -> list[float]:
+    """Trains a compiled model; returns the seconds of each step."""
     times = BatchTimes()
     batches = data.train.repeat().take(steps)
     model.fit(batches, steps_per_epoch=steps, verbose=0, callbacks=[times])
@@ -168,7 +120,8 @@ def make_problem(settings: dict[str, Any]) -> Problem:
     data = load_data(settings, seed=0)
     encoder, decoder = make_networks(settings, data.spec.image_shape)
     model = tf_mcvae.IWAE(encoder, decoder, num_samples=10, gradient="dreg")
-    train(model, data, settings["decoder_steps"], 1e-3, jit_compile=True)
+    compile_model(model, settings["decoder_steps"], 1e-3, jit_compile=True)
+    train(model, data, settings["decoder_steps"])
     x = next(iter(data.test))
     x = np.asarray(x[0] if isinstance(x, tuple) else x)
     sizes = {"num_chains": settings["chains"], "num_temperatures": settings["temperatures"]}
@@ -242,83 +195,104 @@ def make_model(method: Method, budget: int, seed: int, problem: Problem, setting
     model.build((None, *shape))
     encoder.set_weights(problem.encoder)
     decoder.set_weights(problem.decoder)
+    start_linear(model)
     return model
 
 
+def restart(model: Any, like: Any, count: int) -> None:
+    """Gives a compiled model the weights of another one, a new optimizer, and its own draws."""
+    model.set_weights(like.get_weights())
+    for variable in model.optimizer.variables:
+        variable.assign(keras.ops.zeros_like(variable))
+    model.step.assign(count)  # The random numbers of training are a function of this count.
+
+
 def measure(
-    model: Any, x: np.ndarray[Any, Any], repeats: int, seed: int, options: dict[str, Any]
+    mean_bound: Callable[..., tf.Tensor], x: np.ndarray[Any, Any], repeats: int, seed: int
 ) -> tuple[np.ndarray[Any, Any], float]:
     """Returns estimates of the mean bound, `[repeats]`, and the median seconds of one."""
-
-    @tf.function(**options["compilation"])
-    def mean_bound(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_mean(model.bound(x, seed, num_samples=options["num_samples"]))
-
     images, base_seed = tf.constant(x), random.as_seed(seed)
+    mean_bound(images, base_seed)  # Compiles.
     bounds, seconds = [], []
-    for number in range(repeats + 1):
+    for number in range(repeats):
+        draw_seed = random.fold_in(base_seed, number)
         start = time.perf_counter()
-        bounds.append(float(mean_bound(images, random.fold_in(base_seed, number))))
+        bounds.append(float(mean_bound(images, draw_seed)))
         seconds.append(time.perf_counter() - start)
-    # The first call compiles; its estimate is that of a seed that the others do not have.
-    return np.array(bounds[1:]), float(np.median(seconds[1:]))
+    return np.array(bounds), float(np.median(seconds))
 
 
-def run_point(point: tuple[str, int, int], path: pathlib.Path) -> dict[str, Any]:
-    """Trains and evaluates one method with one budget and seed, and returns the row."""
+class Group(NamedTuple):
+    """The seeds of one method and budget, which share a model that is compiled once."""
+
+    method: str
+    budget: int
+    seeds: tuple[int, ...]
+
+
+def run_group(group: Group, path: pathlib.Path) -> list[dict[str, Any]]:
+    """Trains and evaluates a method with a budget and each of the seeds; returns their rows."""
     toy.quiet()
-    name, budget, seed = point
-    start = time.perf_counter()
-    problem, settings = load_problem(path)
-    method = METHODS[name]
-    sizes = method.sizes(budget)
-    model = make_model(method, budget, seed, problem, settings)
-    rate = settings["learning_rate"]
-    data = load_data(settings, seed)
-    steps = train(model, data, settings["steps"], rate, settings["jit_compile"])
-    compilation = {"jit_compile": settings["jit_compile"], "autograph": False}
-    options = {"compilation": compilation, "num_samples": sizes["num_samples"]}
-    # Not the seeds of training, which are small numbers.
-    bounds, seconds = measure(model, problem.x, settings["repeats"], 1000 + seed, options)
-    del model
     keras.backend.clear_session()
-    gc.collect()
-    error = np.std(bounds, ddof=1) / np.sqrt(len(bounds))
-    return {
-        "method": name,
-        "budget": budget,
-        "seed": seed,
-        "num_samples": sizes["num_samples"],
-        "num_transitions": sizes.get("num_transitions", 0),
-        "bound": float(np.mean(bounds)),
-        "standard_error": float(error),
-        "gap": float(np.mean(problem.log_evidence) - np.mean(bounds)),
-        "gap_error": float(np.hypot(error, problem.error)),
-        "seconds_per_step": float(np.median(steps[len(steps) // 10 + 1 :])),
-        "seconds_per_image": seconds / len(problem.x),
-        "seconds": time.perf_counter() - start,
-    }
+    gc.collect()  # The model of the group before.
+    problem, settings = load_problem(path)
+    method, repeats = METHODS[group.method], settings["repeats"]
+    sizes = method.sizes(group.budget)
+    model = make_model(method, group.budget, 0, problem, settings)
+    jit_compile, num_samples = settings["jit_compile"], sizes["num_samples"]
+    compile_model(model, settings["steps"], settings["learning_rate"], jit_compile)
+
+    @tf.function(jit_compile=jit_compile, autograph=False)
+    def mean_bound(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_mean(model.bound(x, seed, num_samples=num_samples))
+
+    rows = []
+    for seed in group.seeds:
+        start = time.perf_counter()
+        model.optimizer.build(model.trainable_variables)
+        like = make_model(method, group.budget, seed, problem, settings)
+        restart(model, like, seed * settings["steps"])
+        steps = train(model, load_data(settings, seed), settings["steps"])
+        # Not the seeds of training, which are small numbers.
+        bounds, seconds = measure(mean_bound, problem.x, repeats, 1000 + seed)
+        error = float(np.std(bounds, ddof=1) / np.sqrt(repeats))
+        row = {
+            "method": group.method,
+            "budget": group.budget,
+            "seed": seed,
+            "num_samples": num_samples,
+            "num_transitions": sizes.get("num_transitions", 0),
+            "bound": float(np.mean(bounds)),
+            "standard_error": error,
+            "gap": float(np.mean(problem.log_evidence) - np.mean(bounds)),
+            "gap_error": float(np.hypot(error, problem.error)),
+            "seconds_per_step": float(np.median(steps[len(steps) // 10 + 1 :])),
+            "seconds_per_image": seconds / len(problem.x),
+            "seconds": time.perf_counter() - start,  # The first includes compilation.
+        }
+        rows.append(row)
+    return rows
 
 
 def rows_of(
-    points: Sequence[tuple[str, int, int]], path: pathlib.Path, per_process: int
+    groups: Sequence[Group], path: pathlib.Path, per_process: int
 ) -> Iterator[dict[str, Any]]:
-    """Yields the row of each point, as soon as it is measured.
+    """Yields the rows of each group, as soon as it is measured.
 
     Args:
-        points: Method, budget and seed of each.
+        groups: What to measure.
         path: The file of the problem.
-        per_process: Points of a process, after which the next one starts. TensorFlow keeps the
+        per_process: Groups of a process, after which the next one starts. TensorFlow keeps the
             compiled code of deleted models, some 200 MB each. 0 runs all in this process.
     """
-    run = functools.partial(run_point, path=path)
+    run = functools.partial(run_group, path=path)
     if not per_process:
-        yield from map(run, points)
+        yield from itertools.chain.from_iterable(map(run, groups))
         return
     # One process at a time, so that nothing else runs while it is timed.
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=per_process) as pool:
-        yield from pool.imap(run, points)
+        yield from itertools.chain.from_iterable(pool.imap(run, groups))
 
 
 def list_points(options: argparse.Namespace) -> list[tuple[str, int, int]]:
@@ -326,10 +300,17 @@ def list_points(options: argparse.Namespace) -> list[tuple[str, int, int]]:
     return [
         (name, budget, seed)
         for budget in sorted(options.budgets)
-        for seed in range(options.seeds)
         for name in options.methods
-        if METHODS[name].sizes(budget).get("num_transitions", 1)
-        and budget % max(METHODS[name].num_samples, 1) == 0
+        if METHODS[name].can_spend(budget)
+        for seed in range(options.seeds)
+    ]
+
+
+def grouped(points: Sequence[tuple[str, int, int]]) -> list[Group]:
+    """Returns the groups of points, in their order."""
+    return [
+        Group(*key, tuple(seed for *_, seed in group))
+        for key, group in itertools.groupby(points, key=lambda point: point[:2])
     ]
 
 
@@ -338,8 +319,9 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     table = options.output / "bound_comparison.csv"
     rows: list[dict[str, Any]] = list(toy.read_rows(table))
     points = list_points(options)
-    missing = [point for point in points if point not in {_point(row) for row in rows}]
-    for row in rows_of(missing, options.output / "bound_comparison.npz", options.per_process):
+    missing = [point for point in points if point not in {point_of(row) for row in rows}]
+    path = options.output / "bound_comparison.npz"
+    for row in rows_of(grouped(missing), path, options.per_process):
         rows.append(row)
         toy.write_rows(table, rows)
         print(
@@ -347,86 +329,7 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
             f"{row['gap_error']:.3f} nats, {row['seconds']:.0f} s",
             flush=True,
         )
-    return [row for row in rows if _point(row) in points]
-
-
-def _point(row: dict[str, Any]) -> tuple[str, int, int]:
-    return row["method"], int(row["budget"]), int(row["seed"])
-
-
-def columns(rows: Sequence[dict[str, Any]], name: str) -> dict[int, dict[str, np.ndarray]]:
-    """Returns the numbers of a method, by budget: each `[seeds]`, by name of the column."""
-    keys = ("gap", "gap_error", "seconds_per_step", "seconds_per_image")
-    budgets = sorted({int(row["budget"]) for row in rows if row["method"] == name})
-    found = {
-        budget: [row for row in rows if _point(row)[:2] == (name, budget)] for budget in budgets
-    }
-    return {
-        budget: {key: np.array([float(row[key]) for row in of_budget]) for key in keys}
-        for budget, of_budget in found.items()
-    }
-
-
-def draw(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-    """Draws the gap against evaluations and against seconds; bands are the range of the seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for (name, method), marker in zip(METHODS.items(), MARKERS, strict=True):
-        numbers = columns(rows, name)
-        if not numbers:
-            continue
-        gaps = [values["gap"] for values in numbers.values()]
-        low, mean, high = (np.array([f(gap) for gap in gaps]) for f in (np.min, np.mean, np.max))
-        seconds = [np.median(values["seconds_per_image"]) for values in numbers.values()]
-        style: dict[str, Any] = {"color": method.color, "marker": marker, "markersize": 4}
-        for ax, horizontal in ((left, list(numbers)), (right, seconds)):
-            # Along seconds, the order of the budgets may not be that of the times.
-            ax.plot(horizontal, mean, label=name, linewidth=1.3, **style)
-            ax.fill_between(horizontal, low, high, color=method.color, alpha=0.15, linewidth=0)
-    budgets = sorted({int(row["budget"]) for row in rows})
-    left.set(xscale="log", yscale="log", xlabel="evaluations of decoder and gradient per image")
-    left.set_xticks(budgets, [str(budget) for budget in budgets])
-    left.minorticks_off()
-    left.set_ylabel(r"gap to $\log p(x)$, nats per image")
-    right.set(xscale="log", xlabel="seconds of one evaluation per image")
-    for ax in (left, right):
-        ax.grid(alpha=0.3, which="both")
-    right.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    toy.save_figure(figure, path)
-
-
-def print_table(rows: Sequence[dict[str, Any]], problem: Problem) -> None:
-    """Prints the mean gap of each method and budget, and its times at the largest, as Markdown."""
-    budgets = sorted({int(row["budget"]) for row in rows})
-    truth = np.mean(problem.log_evidence)
-    print(f"\nlog p(x) = {truth:.3f} ± {problem.error:.3f}; gap in nats per image (its error)\n")
-    times = f" ms per step, n = {budgets[-1]} | ms per image |"
-    print("| n = |" + "".join(f" {budget} |" for budget in budgets) + times)
-    print("|---|" + "---|" * (len(budgets) + 2))
-    for name in METHODS:
-        numbers = columns(rows, name)
-        if not numbers:
-            continue
-        cells = []
-        for budget in budgets:
-            values = numbers.get(budget)
-            cells.append(
-                "" if values is None else f"{np.mean(values['gap']):.3f} ({_error(values):.3f})"
-            )
-        last = numbers.get(budgets[-1])
-        for key in ("seconds_per_step", "seconds_per_image"):
-            cells.append("" if last is None else f"{1000 * np.median(last[key]):.3g}")
-        print(f"| {name} | " + " | ".join(cells) + " |")
-
-
-def _error(values: dict[str, np.ndarray[Any, Any]]) -> float:
-    """Returns the error of the mean gap: of seeds where there are several, or of the draws."""
-    gaps = values["gap"]
-    if len(gaps) == 1:
-        return float(values["gap_error"][0])
-    return float(np.std(gaps, ddof=1) / np.sqrt(len(gaps)))
+    return [row for row in rows if point_of(row) in points]
 
 
 # Flags that all rows of a folder must share, with their defaults.
@@ -461,8 +364,8 @@ def arguments() -> argparse.ArgumentParser:
     text = "methods (default: all)"
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help=text)
     add("--seeds", type=int, default=3, help="number of seeds, from 0 on (default: 3)")
-    text = "points of a child process; 0 runs all in this one (default: 20)"
-    add("--per-process", type=int, default=20, help=text)
+    text = "methods and budgets of a child process; 0 runs all in this one (default: 10)"
+    add("--per-process", type=int, default=10, help=text)
     add("--output", type=pathlib.Path, default=pathlib.Path("docs/studies"))
     return parser
 
@@ -480,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     problem = prepare(settings, options.output)
     rows = run_all(options)
     draw(rows, options.output / "bound_comparison.png")
-    print_table(rows, problem)
+    print_table(rows, float(np.mean(problem.log_evidence)), problem.error)
 
 
 if __name__ == "__main__":
