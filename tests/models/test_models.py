@@ -141,6 +141,9 @@ CASES = {
     "LDVIVAE": lambda: LDVIVAE(*dense(), num_transitions=K, network=DriftNetwork([8])),
     "MCDVAE": lambda: MCDVAE(*dense(), num_transitions=K, network=DriftNetwork([8])),
     "CMCDVAE": lambda: CMCDVAE(*dense(), num_transitions=K, network=DriftNetwork([8])),
+    "CMCDVAE-log-variance": lambda: CMCDVAE(
+        *dense(), num_transitions=K, num_samples=3, objective="log_variance"
+    ),
     "HVAE": lambda: HVAE(*dense(), num_transitions=K),
     "HVAE-free": lambda: HVAE(*dense(), num_transitions=K, step_size=0.1, tempering="free"),
     "AMCVAE": lambda: AMCVAE(*dense(), num_transitions=K, num_samples=3, step_size=0.2),
@@ -174,6 +177,7 @@ SLOW = {
     "LMCVAE-per-dimension",
     "LMCVAE-dreg",
     "HVAE-free",
+    "CMCDVAE-log-variance",
     "AMCVAE-barker",
     "AMCVAE-annealed",
 }

@@ -189,6 +189,7 @@ class AnnealedVAE(MonteCarloVAE):
         trace_fn: TraceFn = trace_statistics,
         num_transitions: int | tf.Tensor | None = None,
         landing_fn: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        posterior: tfp.distributions.Distribution | None = None,
     ) -> AnnealedSamples:
         """Draws from the encoder, makes the K transitions, and computes the log weights.
 
@@ -201,11 +202,13 @@ class AnnealedVAE(MonteCarloVAE):
             num_transitions: K, if it is not the model's own; see `transition_options`.
             landing_fn: If not None, `log q(z_0|x)` of the weight has a gradient through `z_0`
                 alone, and this function, whose value is `z_0`, may change that gradient.
+            posterior: `q(z|x)`, if it is known.
         """
         initial_seed, transition_seed = random.split(seed)
-        posterior = self.posterior(batch, training)
+        if posterior is None:
+            posterior = self.posterior(batch, training)
         path = self._transition_path(batch, posterior)
-        temperatures, step_sizes = self._settings(num_transitions)
+        temperatures, step_sizes = self.settings_of_transitions(num_transitions)
         count = self.num_transitions if num_transitions is None else num_transitions
 
         def kernel_fn(
@@ -257,7 +260,9 @@ class AnnealedVAE(MonteCarloVAE):
         """Returns the number of inverse temperatures between 0 and 1."""
         return num_transitions - 1 if self.reaches_target else num_transitions
 
-    def _settings(self, num_transitions: int | tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    def settings_of_transitions(
+        self, num_transitions: int | tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns inverse temperatures, from `b_0 = 0`, and step sizes, `[K, ...]`."""
         temperatures, step_sizes = self.schedule.inverse_temperatures(), self.step_size.values()
         if num_transitions is not None:

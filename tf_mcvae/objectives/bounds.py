@@ -65,6 +65,29 @@ def dreg_loss(log_weights: tf.Tensor, state: tf.Tensor, path_score: tf.Tensor) -
     return -tf.reduce_sum(weights * log_weights, axis=0) - encoder_term
 
 
+def log_variance(log_weights: tf.Tensor) -> tf.Tensor:
+    """Returns half the variance of the log weights over S, in the unbiased estimate.
+
+    At states that are held constant, the weights are functions of parameters. Where these states
+    are drawn with the current parameters, the expected gradient is that of minus the ELBO for
+    parameters of the proposals alone. Parameters of the kernels that run backwards have another
+    gradient, which also vanishes where all weights are equal.
+
+    Args:
+        log_weights: `[S, B]`, in nats; S at least 2.
+
+    Returns:
+        `[B]`, in nats squared. It is 0 where all weights are equal, and is no bound.
+
+    Reference:
+        Richter et al., VarGrad: A Low-Variance Gradient Estimator for Variational Inference, arXiv
+        2010.10436; Vargas et al., arXiv 2307.01050.
+    """
+    distances = log_weights - tf.reduce_mean(log_weights, axis=0)
+    num_others = tf.cast(tf.shape(log_weights)[0] - 1, log_weights.dtype)
+    return 0.5 * tf.reduce_sum(tf.square(distances), axis=0) / num_others
+
+
 class LateFactor:
     """A factor on the gradient of a tensor that is known only after what is made of the tensor.
 
