@@ -17,7 +17,7 @@ from tf_mcvae.models.base import LikelihoodLike
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.changes import Check, check_boolean, check_choice
 from tf_mcvae.models.estimate import Estimate
-from tf_mcvae.models.penalties import discarding_losses
+from tf_mcvae.models.penalties import keeping_penalties
 from tf_mcvae.models.statistics import TransitionStatistics, trace_statistics
 from tf_mcvae.objectives.bounds import choose_transition, coupled_loss, elbo, score_function_loss
 
@@ -147,7 +147,7 @@ class AMCVAE(AnnealedVAE):
         choice_seed = random.split(seed, 3)[2]  # `run_transitions` uses the other two.
         draws = random.uniform(random.shape_of(run.log_weights), choice_seed)
         is_inverted = choose_transition(slopes, draws)
-        with discarding_losses():  # The networks have reported theirs.
+        with keeping_penalties(self):
             inverted = self.run_transitions(
                 batch,
                 seed,
