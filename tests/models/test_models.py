@@ -153,6 +153,9 @@ CASES = {
     "AMCVAE-annealed": lambda: AMCVAE(
         *sequential(), num_transitions=K, num_samples=3, step_size=0.2, alpha_annealing=True
     ),
+    "AMCVAE-coupled": lambda: AMCVAE(
+        *dense(), num_transitions=K, num_samples=1, step_size=0.2, gradient="coupled"
+    ),
     "AMCVAE-subclassed": lambda: AMCVAE(
         OwnNetwork([2 * LATENT_DIM]),
         OwnNetwork(SHAPE),
@@ -180,6 +183,7 @@ SLOW = {
     "CMCDVAE-log-variance",
     "AMCVAE-barker",
     "AMCVAE-annealed",
+    "AMCVAE-coupled",
 }
 each_case = pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES]
@@ -464,6 +468,7 @@ MODES = {
                 ("HVAE", "xla"),
                 ("LMCVAE-acceptance", "xla"),
                 ("AMCVAE-annealed", "xla"),
+                ("AMCVAE-coupled", "xla"),
             )
         ],
         ("VAE", "steps"),

@@ -80,6 +80,13 @@ def refusing_losses(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def discarding_losses() -> Iterator[None]:
+    """Discards the losses that layers report within, where they are called a second time."""
+    with _collecting():
+        yield
+
+
+@contextlib.contextmanager
 def _collecting(
     values: Sequence[tuple[keras.Variable, tf.Tensor]] = (),
 ) -> Iterator[list[tf.Tensor]]:
