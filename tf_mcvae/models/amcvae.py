@@ -48,9 +48,9 @@ class AMCVAE(AnnealedVAE):
         gradient: The term of the choices. `"leave_one_out"` is a score-function term whose baseline
             is the mean of the other chains. `"coupled"` runs a second chain next to each, with the
             same random numbers and one choice inverted: the difference of the two log weights is
-            the effect of that choice. Both are unbiased. The second has a far lower variance, in
-            particular for one chain or few, and costs K + 1 more evaluations of the decoder and its
-            gradient, through which no gradient runs.
+            the effect of that choice. Both are unbiased. The second has a far lower variance for
+            one chain, and a lower one for several; it costs K + 1 more evaluations of the decoder
+            and its gradient, which are not differentiated.
         acceptance: `"metropolis"` or `"barker"`.
         alpha_annealing: Whether the term of the choices is warmed up: in epoch n of `fit` (from 0)
             it is multiplied by `min(1, 0.1 n)`.
