@@ -8,7 +8,8 @@ class Case:
     """A model and the sizes with which it is measured.
 
     Attributes:
-        model: `"VAE"`, `"IWAE"`, `"L-MCVAE"` or `"A-MCVAE"`.
+        model: `"VAE"`, `"IWAE"`, `"L-MCVAE"`, `"A-MCVAE"`, or another name of `--model`, which
+            only the library has.
         num_transitions: K; 0 for a model without transitions.
         num_samples: S.
         batch_size: B.
@@ -34,6 +35,11 @@ class Case:
         return " ".join(parts)
 
     @property
+    def is_published(self) -> bool:
+        """Whether the reference has the model, so that other variants compute it too."""
+        return self.model in ("VAE", "IWAE", "L-MCVAE", "A-MCVAE")
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(H, W, C)`."""
         return (self.image_size, self.image_size, 1)
@@ -43,6 +49,7 @@ CASES = (
     Case("VAE"),
     Case("IWAE", num_samples=10),
     Case("L-MCVAE", num_transitions=5),
+    Case("UHA", num_transitions=5),
     Case("L-MCVAE", num_transitions=10),
     Case("A-MCVAE", num_transitions=3, num_samples=5),
 )

@@ -22,6 +22,8 @@ _MODES: dict[str, dict[str, Any]] = {
     "xla": {"jit_compile": True},
 }
 
+_ANNEALED = {"L-MCVAE": tf_mcvae.LMCVAE, "A-MCVAE": tf_mcvae.AMCVAE, "UHA": tf_mcvae.UHAVAE}
+
 
 def make_model(case: Case) -> tf_mcvae.MonteCarloVAE:
     """Returns the model of a case, built but not compiled."""
@@ -32,7 +34,7 @@ def make_model(case: Case) -> tf_mcvae.MonteCarloVAE:
         cls = getattr(tf_mcvae, case.model)
         model = cls(encoder, decoder, num_samples=case.num_samples)
     else:
-        model = {"L-MCVAE": tf_mcvae.LMCVAE, "A-MCVAE": tf_mcvae.AMCVAE}[case.model](
+        model = _ANNEALED[case.model](
             encoder,
             decoder,
             num_transitions=case.num_transitions,

@@ -172,7 +172,9 @@ def chosen_variants(given: argparse.Namespace, case: Case) -> list[str]:
     return [
         variant
         for variant in variants
-        if (has_torch or "torch" not in variant) and (case.num_transitions or variant != "tfp")
+        if (has_torch or "torch" not in variant)
+        and (case.num_transitions or variant != "tfp")
+        and (case.is_published or ("torch" not in variant and variant != "tfp"))
     ]
 
 

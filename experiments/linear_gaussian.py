@@ -29,6 +29,7 @@ import tensorflow as tf
 
 from tf_mcvae import AMCVAE, LMCVAE, VAE, Gaussian, random
 from tf_mcvae.files import replacing
+from tf_mcvae.models.annealed import AnnealedVAE
 from tf_mcvae.models.batch import Batch
 
 SIGMA, STEP_SIZE = 0.1, 0.003
@@ -86,7 +87,7 @@ def make_model(problem: Problem, model_class: Any, settings: dict[str, Any], see
     num_pixels, latent_dim = problem.weights.shape
     encoder = keras.Sequential([keras.layers.Dense(2 * latent_dim)])
     decoder = keras.Sequential([keras.layers.Dense(num_pixels, use_bias=False)])
-    if model_class is not VAE:
+    if issubclass(model_class, AnnealedVAE):
         settings = {"step_size": STEP_SIZE, **settings}
     model = model_class(encoder, decoder, likelihood=Gaussian(problem.sigma), seed=seed, **settings)
     model.build((None, num_pixels))

@@ -1,4 +1,4 @@
-"""The code of the README and of docstrings runs as it is written."""
+"""The code of the README, docs/models.md and docstrings runs as it is written."""
 
 import doctest
 import importlib
@@ -16,7 +16,8 @@ from tf_mcvae_commands.train import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = README + (ROOT / "docs/models.md").read_text("utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
 MODULES = [
     module.name
     for package in (tf_mcvae, tf_mcvae_commands)
@@ -26,9 +27,9 @@ MODULES = [
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
-def test_readme(block, tmp_path, monkeypatch, capsys):
+def test_pages(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})
+    exec(compile(block, "<page>", "exec"), {})
     if "estimate_log_likelihood" in block:
         assert "nats" in capsys.readouterr().out
         assert (tmp_path / "digits.keras").exists()

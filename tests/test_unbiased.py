@@ -203,16 +203,22 @@ def differ(a, b):
 
 
 @pytest.mark.parametrize(
-    "acceptance", ["metropolis", pytest.param("barker", marks=pytest.mark.slow)]
+    ("gradient", "acceptance"),
+    [
+        ("leave_one_out", "metropolis"),
+        ("coupled", "metropolis"),
+        pytest.param("leave_one_out", "barker", marks=pytest.mark.slow),
+        pytest.param("coupled", "barker", marks=pytest.mark.slow),
+    ],
 )
-def test_amcvae_gradient_is_that_of_the_bound(acceptance, monkeypatch):
-    """With large steps, half the proposals are rejected and the score-function term matters."""
+def test_amcvae_gradient_is_that_of_the_bound(gradient, acceptance, monkeypatch):
+    """With large steps, half the proposals are rejected and the term of the choices matters."""
     settings = {"num_transitions": 2, "step_size": 0.6, "num_samples": 1000}
-    model = PPCA.model(tf_mcvae.AMCVAE, acceptance=acceptance, **settings)
+    model = PPCA.model(tf_mcvae.AMCVAE, gradient=gradient, acceptance=acceptance, **settings)
     estimates = gradients_of_log_slope(model, range(100))
     reference = finite_differences(model, range(1000, 1400), 1000)
     assert differ(estimates, reference) < 5
-    # Without the score-function term the gradient differs, and the check detects it.
+    # Without the term the gradient differs, and the check detects it.
     monkeypatch.setattr(model, "_coefficient", lambda: 0.0)
     assert differ(gradients_of_log_slope(model, range(100)), reference) > 10
 

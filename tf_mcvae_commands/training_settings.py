@@ -196,9 +196,9 @@ class RunConfig:
     gradient: str | None = option(
         None,
         TRANSITIONS,
-        choice("plain", "stl", "dreg", "leave_one_out"),
-        "gradient of the encoder through its first draws: plain, stl or dreg; A-MCVAE has "
-        "leave_one_out (default: plain; A-MCVAE leave_one_out)",
+        choice("plain", "stl", "dreg", "leave_one_out", "coupled"),
+        "gradient of the encoder through its first draws: plain, stl or dreg; of A-MCVAE's "
+        "choices: leave_one_out or coupled (default: plain; A-MCVAE leave_one_out)",
     )
     num_leapfrog_steps: int = option(
         1, HAMILTONIAN, integer(1), "leapfrog steps of each transition"

@@ -299,6 +299,7 @@ def test_workers_must_agree_on_a_name(monkeypatch, capsys):
     [
         (keras.optimizers.Optimizer, "_clip_gradients"),
         (keras.Model, "_clear_losses"),
+        (keras.Model, "_flatten_layers"),
         (keras.Model, "_maybe_symbolic_build"),
         (keras.Model, "_get_metrics_result_or_logs"),
     ],

@@ -15,7 +15,7 @@ from reference import within
 from tf_mcvae import kernels, random
 from tf_mcvae.kernels.path import AnnealedPath
 from tf_mcvae.kernels.step_size_rules import published_acceptance_update, variance_update
-from tf_mcvae.kernels.transition import draw_acceptance, log_accept_probs
+from tf_mcvae.kernels.transition import acceptance_slope, draw_acceptance, log_accept_probs
 
 tfd = tfp.distributions
 SCALES = np.array([0.5, 1.5], np.float32)
@@ -223,6 +223,43 @@ def test_acceptance_probabilities(acceptance):
     log_accept, log_reject = log_accept_probs(tf.constant(log_ratio), acceptance)
     np.testing.assert_allclose(np.exp(log_accept), accept, rtol=1e-9)
     np.testing.assert_allclose(np.exp(log_reject), 1 - accept, atol=2e-8)
+
+
+@pytest.mark.parametrize("acceptance", ["metropolis", "barker"])
+def test_slope_is_the_derivative_of_the_probability_of_acceptance(acceptance):
+    log_ratio = tf.constant([-40.0, -2.0, -1e-3, 0.5, 30.0], tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(log_ratio)
+        accept = tf.exp(log_accept_probs(log_ratio, acceptance)[0])
+    expected = tape.gradient(accept, log_ratio)
+    np.testing.assert_allclose(acceptance_slope(log_ratio, acceptance), expected, rtol=1e-9)
+    hopeless_or_certain = tf.constant([-np.inf, np.nan, np.inf])
+    np.testing.assert_array_equal(acceptance_slope(hopeless_or_certain, acceptance), 0.0)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        kernels.MetropolisAdjustedLangevin(PATH, 0.5, 0.7),
+        kernels.HamiltonianMonteCarlo(PATH, 1.0, 3, 0.7, momentum_persistence=0.5),
+    ],
+    ids=["MALA", "HMC"],
+)
+def test_decisions_are_inverted(kernel):
+    """With the same proposal: the other decision takes the other of the two states."""
+    start = random.normal([50, 2, 2], random.as_seed(1))
+    results = kernel.bootstrap_results(start)
+    own, decided = kernel.one_step(start, results, random.as_seed(2))
+    where = tf.random.stateless_uniform([50, 2], [1, 2]) < 0.5
+    other, inverted = kernel.inverting(where).one_step(start, results, random.as_seed(2))
+    assert 0.1 < np.mean(decided.is_accepted) < 0.9
+    np.testing.assert_array_equal(inverted.is_accepted, decided.is_accepted ^ where)
+    np.testing.assert_array_equal(inverted.log_accept_ratio, decided.log_accept_ratio)
+    np.testing.assert_array_equal(other[~where], own[~where])
+    stayed = np.all(other == start, -1)
+    np.testing.assert_array_equal(stayed, ~inverted.is_accepted)
+    probs = np.exp(inverted.log_choice_prob) + np.exp(decided.log_choice_prob)
+    np.testing.assert_allclose(probs[where], 1.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("acceptance", ["metropolis", "barker"])

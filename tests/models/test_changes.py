@@ -81,6 +81,7 @@ def test_attributes_of_a_subclass_are_free():
         pytest.param(tf_mcvae.LMCVAE, "skip_threshold", 0.9, 1.0, marks=pytest.mark.slow),
         pytest.param(tf_mcvae.LMCVAE, "recompute", True, "yes", marks=pytest.mark.slow),
         (tf_mcvae.AMCVAE, "acceptance", "barker", "gibbs"),
+        pytest.param(tf_mcvae.AMCVAE, "gradient", "coupled", "dreg", marks=pytest.mark.slow),
         pytest.param(tf_mcvae.AMCVAE, "alpha_annealing", True, None, marks=pytest.mark.slow),
     ],
 )
@@ -123,10 +124,15 @@ OVERFLOWS = {
     "learned-steps": (tf_mcvae.AMCVAE, {"step_size": tf_mcvae.StepSize(1e30, "learned")}),
     "recomputed": (tf_mcvae.AMCVAE, {"step_size": 1e35, "recompute": True}),
     "cloned": (tf_mcvae.AMCVAE, {"step_size": 1e35, "cloned_decoder": True}),
+    "coupled": (tf_mcvae.AMCVAE, {"step_size": [1e35, 0.3], "gradient": "coupled"}),
+    "coupled-barker": (
+        tf_mcvae.AMCVAE,
+        {"step_size": [1e19, 30.0], "gradient": "coupled", "acceptance": "barker"},
+    ),
     "skipped": (tf_mcvae.LMCVAE, {"step_size": 1e35, "skip_threshold": 0.1}),
     "narrow-encoder": (tf_mcvae.AMCVAE, {"step_size": 0.01}),
 }
-MORE = ("steps", "recomputed", "cloned")
+MORE = ("steps", "recomputed", "cloned", "coupled-barker")
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,9 @@ CASES = {
     "LDVIVAE": lambda: LDVIVAE(*dense(), num_transitions=K, network=DriftNetwork([8])),
     "MCDVAE": lambda: MCDVAE(*dense(), num_transitions=K, network=DriftNetwork([8])),
     "CMCDVAE": lambda: CMCDVAE(*dense(), num_transitions=K, network=DriftNetwork([8])),
+    "CMCDVAE-log-variance": lambda: CMCDVAE(
+        *dense(), num_transitions=K, num_samples=3, objective="log_variance"
+    ),
     "HVAE": lambda: HVAE(*dense(), num_transitions=K),
     "HVAE-free": lambda: HVAE(*dense(), num_transitions=K, step_size=0.1, tempering="free"),
     "AMCVAE": lambda: AMCVAE(*dense(), num_transitions=K, num_samples=3, step_size=0.2),
@@ -149,6 +152,9 @@ CASES = {
     ),
     "AMCVAE-annealed": lambda: AMCVAE(
         *sequential(), num_transitions=K, num_samples=3, step_size=0.2, alpha_annealing=True
+    ),
+    "AMCVAE-coupled": lambda: AMCVAE(
+        *dense(), num_transitions=K, num_samples=1, step_size=0.2, gradient="coupled"
     ),
     "AMCVAE-subclassed": lambda: AMCVAE(
         OwnNetwork([2 * LATENT_DIM]),
@@ -174,8 +180,10 @@ SLOW = {
     "LMCVAE-per-dimension",
     "LMCVAE-dreg",
     "HVAE-free",
+    "CMCDVAE-log-variance",
     "AMCVAE-barker",
     "AMCVAE-annealed",
+    "AMCVAE-coupled",
 }
 each_case = pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES]
@@ -460,6 +468,7 @@ MODES = {
                 ("HVAE", "xla"),
                 ("LMCVAE-acceptance", "xla"),
                 ("AMCVAE-annealed", "xla"),
+                ("AMCVAE-coupled", "xla"),
             )
         ],
         ("VAE", "steps"),

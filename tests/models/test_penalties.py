@@ -39,6 +39,9 @@ CASES = {
     "LMCVAE-cloned": lambda: LMCVAE(*networks(), num_transitions=2, cloned_decoder=True),
     "LMCVAE-recompute": lambda: LMCVAE(*networks(), num_transitions=2, recompute=True),
     "AMCVAE": lambda: AMCVAE(*networks(), num_transitions=2, num_samples=3),
+    "AMCVAE-coupled-cloned": lambda: AMCVAE(
+        *networks(), num_transitions=2, gradient="coupled", cloned_decoder=True
+    ),
 }
 MODES = {
     "eager": {"run_eagerly": True},
@@ -63,7 +66,7 @@ def test_losses_of_layers_are_trained_and_reported(case, mode, monkeypatch):
     model.build((None, *SHAPE))
     model.compile(keras.optimizers.SGD(0.1), **MODES[mode])
     factors = [w for w in model.trainable_weights if w.name == "factor"]
-    assert len(factors) == (3 if case == "LMCVAE-cloned" else 2)
+    assert len(factors) == (3 if "cloned" in case else 2)
     weight = np.full(6, 0.5, "float32")
     with dividing(2 if mode == "parts" else 1):
         model.bound(X, seed=1)  # Nothing is left from here.

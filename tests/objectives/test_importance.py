@@ -188,6 +188,27 @@ def test_one_decoder_call_a_state(model_class):
     assert model.decoder.counted() == 6
 
 
+def test_coupled_chains_call_the_decoder_twice_as_often_and_have_one_gradient():
+    """The loop of the second chains keeps nothing for a backward pass, and has none."""
+    model = counting_model(tf_mcvae.AMCVAE, num_transitions=5, num_samples=3, gradient="coupled")
+
+    def loss(x):
+        return model.estimate(Batch(x), SEED, training=True).loss
+
+    gradient = tf.function(value_and_gradients(model, loss))
+    gradient(tf.constant(X))
+    assert model.decoder.counted() == 12
+    loops = [
+        operation
+        for operation in gradient.get_concrete_function(tf.constant(X)).graph.get_operations()
+        if operation.type.endswith("While")
+    ]
+    kept = [sum(output.dtype == tf.variant for output in loop.outputs) for loop in loops]
+    assert len(loops) == 3  # Of the chains, of those with a choice inverted, and the gradient's.
+    assert sum(number > 10 for number in kept) == 2
+    assert 0 in kept
+
+
 @pytest.mark.parametrize("model_class", [tf_mcvae.LMCVAE, tf_mcvae.AMCVAE])
 def test_one_call_of_the_decoder_beside_its_clone(model_class):
     model = counting_model(model_class, num_transitions=5, cloned_decoder=True)

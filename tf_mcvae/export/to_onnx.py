@@ -52,8 +52,8 @@ def export_onnx(
 
     With noise of 0 it equals the `reconstruct` of `export_saved_model`, and with standard normal
     noise it is a reconstruction from a draw of the encoder's posterior. It does not run the
-    transitions of an `LMCVAE` or `AMCVAE`. The `loc` and `scale` of a `FlowVAE` are before the
-    flow, and its `decode` takes latents after the flow.
+    transitions of models that have them. The `loc` and `scale` of a `FlowVAE` are before the flow,
+    and its `decode` takes latents after the flow.
 
     The files contain only operations of the ONNX standard (opset 17, IR version 8). Before the
     folder is put in place, the files are checked by `onnx.checker`, run in ONNX Runtime, and

@@ -134,6 +134,23 @@ class UnadjustedLangevin(AnnealedKernel):
             proposal = proposal._replace(log_ratio=log_ratio, own_log_ratio=own)
         return self._skip_unlikely(origin, proposal) if self.skip_threshold else proposal
 
+    def log_ratio_between(
+        self, state: tf.Tensor, origin: Endpoints, new_state: tf.Tensor, end: Endpoints
+    ) -> tf.Tensor:
+        """Returns the log ratio of the transition between two given states, `[S, B]`.
+
+        Args:
+            state: `[S, B, D]`.
+            origin: Log-densities and scores there.
+            new_state: `[S, B, D]`.
+            end: The same there.
+        """
+        first, last = self._place(state, origin), self._place(new_state, end)
+        there = self.forward_drift(first)
+        back = (self.backward_drift or self.forward_drift)(last)
+        way = new_state - state - first.step_size * there.value
+        return self._log_ratio(first, last, there, back, way / _scale(there, first.step_size))
+
     def initial_diagnostics(self, endpoints: Endpoints) -> dict[str, tf.Tensor]:
         """Returns a drift error of 0 if the drift is not the score."""
         if self.forward_drift is score_drift:

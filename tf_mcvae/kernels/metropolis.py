@@ -1,6 +1,7 @@
 """Metropolis-Hastings and Barker acceptance, which calibrate another kernel."""
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -29,6 +30,7 @@ class MetropolisHastings(tfp.mcmc.TransitionKernel):
     """
 
     evaluates_state = True
+    _inverted: tf.Tensor | None = None
 
     def __init__(self, inner_kernel: AnnealedKernel, acceptance: Acceptance = "metropolis") -> None:
         check_acceptance(acceptance)
@@ -51,6 +53,12 @@ class MetropolisHastings(tfp.mcmc.TransitionKernel):
         """Whether the target is left invariant."""
         return True
 
+    def inverting(self, decisions: tf.Tensor) -> Self:
+        """Returns the kernel with the opposite decision where `decisions` holds, bool `[S, B]`."""
+        kernel = copy.copy(self)
+        kernel._inverted = decisions
+        return kernel
+
     def bootstrap_results(self, init_state: tf.Tensor) -> TransitionResults:
         """Evaluates the endpoints at the first state."""
         return self.inner_kernel.bootstrap_results(init_state)
@@ -69,6 +77,8 @@ class MetropolisHastings(tfp.mcmc.TransitionKernel):
         log_accept_ratio = kernel.log_accept_ratio(origin, proposal)
         log_accept, log_reject = log_accept_probs(log_accept_ratio, self.acceptance)
         accepted = draw_acceptance(log_accept, test_seed)
+        if self._inverted is not None:
+            accepted = tf.math.logical_xor(accepted, self._inverted)
         state, endpoints, carry = select(
             accepted,
             (proposal.state, proposal.endpoints, proposal.carry_if_accepted),

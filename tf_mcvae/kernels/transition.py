@@ -262,6 +262,22 @@ def log_accept_probs(
     return log_accept, tf.math.log(1e-8 - tf.math.expm1(log_accept))
 
 
+def acceptance_slope(log_accept_ratio: tf.Tensor, acceptance: Acceptance) -> tf.Tensor:
+    """Returns the derivative of the probability of acceptance with respect to `log t`, `[S, B]`.
+
+    It is `t` where `t < 1` and otherwise 0 (Metropolis), or the product of the probabilities of
+    acceptance and of rejection (Barker).
+
+    Args:
+        log_accept_ratio: `log t`, `[S, B]`; NaN is certain rejection.
+        acceptance: `"metropolis"` or `"barker"`.
+    """
+    log_accept, log_reject = log_accept_probs(log_accept_ratio, acceptance)
+    if acceptance == "barker":
+        return tf.exp(log_accept + log_reject)
+    return tf.where(log_accept < 0.0, tf.exp(log_accept), tf.zeros_like(log_accept))
+
+
 def draw_acceptance(log_accept: tf.Tensor, seed: random.Seed) -> tf.Tensor:
     """Draws the acceptance test, true with probability `exp(log_accept)`.
 

@@ -11,14 +11,14 @@ import tensorflow_probability as tfp
 from tf_mcvae import random
 from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.kernels import AnnealedKernel, AnnealedPath, MetropolisHastings, TransitionResults
-from tf_mcvae.layers.composite import clone_layer, finish_build, is_restored
+from tf_mcvae.layers.composite import finish_build, is_restored
 from tf_mcvae.layers.schedules import Schedule, get_schedule
 from tf_mcvae.layers.step_size import StepSize
 from tf_mcvae.models.base import LikelihoodLike, MonteCarloVAE
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.changes import Check, check_boolean, check_choice
 from tf_mcvae.models.estimate import Estimate
-from tf_mcvae.models.generative import GenerativeModel, LogProbFn, Recomputed
+from tf_mcvae.models.generative import GenerativeModel, LogProbFn, Recomputed, clone
 from tf_mcvae.models.penalties import ChainPath
 from tf_mcvae.models.posterior import diagonal_normal
 from tf_mcvae.models.resampling import resampled_steps, scalar_integer
@@ -27,6 +27,8 @@ from tf_mcvae.objectives.annealed import AnnealedSamples, TraceFn, annealed_impo
 from tf_mcvae.objectives.bounds import LateFactor, iwae
 
 ScheduleName = Literal["linear", "sigmoidal", "all_learnable"]
+Kernel = AnnealedKernel | MetropolisHastings
+ChangeKernel = Callable[[tf.Tensor, Kernel], Kernel]
 
 
 class Transition(NamedTuple):
@@ -176,7 +178,7 @@ class AnnealedVAE(MonteCarloVAE):
                 self.transition_decoder.set_weights(self.decoder.get_weights())
         finish_build(self)
 
-    def make_kernel(self, transition: Transition) -> AnnealedKernel | MetropolisHastings:
+    def make_kernel(self, transition: Transition) -> Kernel:
         """Makes the kernel of one transition."""
         raise NotImplementedError
 
@@ -189,6 +191,8 @@ class AnnealedVAE(MonteCarloVAE):
         trace_fn: TraceFn = trace_statistics,
         num_transitions: int | tf.Tensor | None = None,
         landing_fn: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        posterior: tfp.distributions.Distribution | None = None,
+        change_kernel: ChangeKernel | None = None,
     ) -> AnnealedSamples:
         """Draws from the encoder, makes the K transitions, and computes the log weights.
 
@@ -201,21 +205,23 @@ class AnnealedVAE(MonteCarloVAE):
             num_transitions: K, if it is not the model's own; see `transition_options`.
             landing_fn: If not None, `log q(z_0|x)` of the weight has a gradient through `z_0`
                 alone, and this function, whose value is `z_0`, may change that gradient.
+            posterior: `q(z|x)`, if it is known.
+            change_kernel: Returns the kernel to use, given the number k and the model's own.
         """
         initial_seed, transition_seed = random.split(seed)
-        posterior = self.posterior(batch, training)
+        if posterior is None:
+            posterior = self.posterior(batch, training)
         path = self._transition_path(batch, posterior)
-        temperatures, step_sizes = self._settings(num_transitions)
+        temperatures, step_sizes = self.settings_of_transitions(num_transitions)
         count = self.num_transitions if num_transitions is None else num_transitions
 
-        def kernel_fn(
-            index: tf.Tensor, results: TransitionResults | None
-        ) -> AnnealedKernel | MetropolisHastings:
+        def kernel_fn(index: tf.Tensor, results: TransitionResults | None) -> Kernel:
             del results
             step_size, temperature = step_sizes[index], temperatures[index + 1]
-            return self.make_kernel(
+            kernel = self.make_kernel(
                 Transition(index, path, step_size, temperature, batch, posterior, count)
             )
+            return kernel if change_kernel is None else change_kernel(index, kernel)
 
         start = self.draw_posterior(posterior, num_samples, initial_seed)
         samples = annealed_importance_sampling(
@@ -257,7 +263,9 @@ class AnnealedVAE(MonteCarloVAE):
         """Returns the number of inverse temperatures between 0 and 1."""
         return num_transitions - 1 if self.reaches_target else num_transitions
 
-    def _settings(self, num_transitions: int | tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    def settings_of_transitions(
+        self, num_transitions: int | tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns inverse temperatures, from `b_0 = 0`, and step sizes, `[K, ...]`."""
         temperatures, step_sizes = self.schedule.inverse_temperatures(), self.step_size.values()
         if num_transitions is not None:
@@ -380,16 +388,3 @@ class AnnealedVAE(MonteCarloVAE):
             "recompute": self.recompute,
             "gradient": self.gradient,
         }
-
-
-def clone(network: keras.Layer) -> keras.Layer:
-    """Returns a network of the same configuration, frozen where it is, with new weights."""
-    try:
-        return clone_layer(network)
-    except (NotImplementedError, TypeError) as error:
-        raise ValueError(
-            "`cloned_decoder=True` copies the decoder through `get_config`, which a subclassed "
-            "model must define, and `from_config`, which needs your own classes and functions "
-            "registered with `keras.saving.register_keras_serializable`. "
-            f"Received: decoder of class {type(network).__name__}"
-        ) from error

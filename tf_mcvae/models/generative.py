@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tf_mcvae import random
+from tf_mcvae.layers.composite import clone_layer
 from tf_mcvae.layers.likelihoods import Likelihood
 from tf_mcvae.layers.priors import Prior
 from tf_mcvae.models.batch import Batch
@@ -120,3 +121,16 @@ class Recomputed:
     ) -> tuple[LogProbFn, list[tuple[keras.Variable, tf.Tensor]]]:
         """Returns the target, and the values that the variables must have when it is called."""
         return self._target_of(x), [*zip(self._trained, values, strict=True), *self._fixed]
+
+
+def clone(network: keras.Layer) -> keras.Layer:
+    """Returns a network of the same configuration, frozen where it is, with new weights."""
+    try:
+        return clone_layer(network)
+    except (NotImplementedError, TypeError) as error:
+        raise ValueError(
+            "`cloned_decoder=True` copies the decoder through `get_config`, which a subclassed "
+            "model must define, and `from_config`, which needs your own classes and functions "
+            "registered with `keras.saving.register_keras_serializable`. "
+            f"Received: decoder of class {type(network).__name__}"
+        ) from error

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from tf_mcvae.kernels.hamiltonian import RefreshFn
 from tf_mcvae.layers.composite import finish_build
@@ -15,7 +14,6 @@ from tf_mcvae.layers.transition_networks import DriftNetwork
 from tf_mcvae.models.annealed import ScheduleName, Transition
 from tf_mcvae.models.base import LikelihoodLike
 from tf_mcvae.models.estimate import Gradient
-from tf_mcvae.models.penalties import refusing_losses
 from tf_mcvae.models.posterior import encoder_features
 from tf_mcvae.models.uhavae import UHAVAE
 
@@ -120,11 +118,7 @@ class LDVIVAE(UHAVAE):
         features = encoder_features(transition.posterior)
         time = transition.time(transition.index)
 
-        def refresh(state: tf.Tensor, momentum: tf.Tensor) -> tf.Tensor:
-            with refusing_losses("network"):
-                return self.network((state, momentum, *features), time)
-
-        return refresh
+        return lambda state, momentum: self.network((state, momentum, *features), time)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

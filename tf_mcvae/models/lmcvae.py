@@ -70,7 +70,8 @@ class LMCVAE(AnnealedVAE):
         gradient: The estimator of the gradient that the encoder gets through its first draws:
             `"plain"`; `"stl"`, sticking the landing (Roeder et al., arXiv 1703.09194), which omits
             the score of `log q(z_0|x)` and is biased for S > 1; or `"dreg"`, doubly
-            reparameterised (Tucker et al., arXiv 1810.04152), unbiased and of lower variance.
+            reparameterised (Tucker et al., arXiv 1810.04152), unbiased. In chains both had a higher
+            variance than `"plain"` where they were measured (docs/studies/gradient_variance.csv).
         skip_threshold: Proposals whose Metropolis-Hastings probability is at most this are undone.
             **Biased**: above 0 the weights no longer average to `p(x)`.
         learned_drift: Whether networks replace the scores as drifts, forwards and backwards; or a

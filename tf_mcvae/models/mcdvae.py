@@ -14,7 +14,6 @@ from tf_mcvae.layers.transition_networks import DriftNetwork
 from tf_mcvae.models.annealed import AnnealedVAE, ScheduleName, Transition
 from tf_mcvae.models.base import LikelihoodLike
 from tf_mcvae.models.estimate import Gradient
-from tf_mcvae.models.penalties import refusing_losses
 from tf_mcvae.models.posterior import encoder_features
 
 
@@ -118,8 +117,7 @@ class MCDVAE(AnnealedVAE):
         """Returns `a` at the time of the transition's first (offset 0) or last state (1)."""
         features = encoder_features(transition.posterior)
         time = transition.time(transition.index + offset)
-        with refusing_losses("network"):
-            return self.network((place.state, *features), time)
+        return self.network((place.state, *features), time)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -17,6 +17,17 @@ def clear_penalties(model: keras.Model) -> None:
     model._clear_losses()
 
 
+@contextlib.contextmanager
+def keeping_penalties(model: keras.Model) -> Iterator[None]:
+    """Undoes what calls within change of the losses that the layers of a model have reported."""
+    # Private, as above. A layer that is called forgets the losses of its call before.
+    layers = model._flatten_layers(include_self=False)
+    kept = [(layer, list(layer._losses)) for layer in layers]
+    yield
+    for layer, losses in kept:
+        layer._losses[:] = losses
+
+
 def add_penalties(losses: tf.Tensor, model: keras.Model) -> tf.Tensor:
     """Adds the penalties of a model since `clear_penalties` to each of the losses, `[B]`."""
     for penalty in model.losses:
