@@ -1,4 +1,4 @@
-"""Likelihoods: distributions of x given z, parameterised by a decoder's output.
+"""The base class of likelihoods.
 
 To add one, subclass `Likelihood`, define `elementwise`, and name the allowed values in `support`:
 
@@ -19,9 +19,11 @@ alone, as for counts, models take arrays of integers:
 
         def in_support(self, x):
             return (x >= 0) & (x == tf.floor(x))
+
+Draws invert the distribution function, which the distribution must have: `quantile`, or `cdf` for
+integers. Otherwise, define `from_uniform`.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +38,8 @@ from tf_mcvae.layers import supports
 from tf_mcvae.precision import density_dtype, wide
 
 tfd = tfp.distributions
+
+_MOST_DOUBLINGS = 40  # Counts up to 10^12.
 
 
 class Likelihood(ExplicitArguments, keras.layers.Layer):
@@ -87,9 +91,14 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
     def from_uniform(self, parameters: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
         """Turns numbers uniform on (0, 1), in the shape of `x`, into draws of `x`.
 
-        The default is the quantile function, for distributions that implement it.
+        The default inverts the distribution function: by `quantile`, or for integers by search.
         """
-        return self.elementwise(parameters).quantile(uniform)
+        if not self.takes_integers:
+            return self.elementwise(parameters).quantile(uniform)
+        # In float64, since the distribution functions of large counts cancel.
+        distribution = self.elementwise(tf.cast(parameters, tf.float64))
+        counts = _smallest_count(distribution, tf.cast(uniform, tf.float64))
+        return tf.cast(counts, parameters.dtype)
 
     def in_support(self, x: tf.Tensor) -> tf.Tensor:
         """Returns whether the likelihood is defined at each element of `x`."""
@@ -204,142 +213,33 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
             )
 
 
-@keras.saving.register_keras_serializable("tf_mcvae")
-class Bernoulli(Likelihood):
-    """Bernoulli pixels with logits l as parameters: `log p(x|z) = Σ x l - log(1 + exp(l))`.
+def _smallest_count(distribution: tfp.distributions.Distribution, uniform: tf.Tensor) -> tf.Tensor:
+    """Returns the smallest of 0, 1, 2, ... at which the distribution function is not below u."""
+    low = -tf.ones_like(uniform)
 
-    Values of `x` between 0 and 1 are allowed and use the same formula, which is then not a
-    normalised density.
+    def is_below(count: tf.Tensor) -> tf.Tensor:
+        return distribution.cdf(count) < uniform
 
-    Example:
-        >>> Bernoulli().log_prob(tf.zeros([1, 2]), tf.constant([[0.0, 1.0]])).numpy().round(4)
-        array([-1.3863], dtype=float32)
-    """
+    def double(high: tf.Tensor, is_low: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        high = tf.where(is_low, 2.0 * high, high)
+        return high, is_below(high)
 
-    support = "values in [0, 1]"
-    is_binary = True
-    suits_xla = True
+    def halve(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        middle = tf.floor(0.5 * (low + high))
+        is_low = is_below(middle)
+        return tf.where(is_low, middle, low), tf.where(is_low, high, middle)
 
-    def elementwise(self, parameters: tf.Tensor) -> tfp.distributions.Distribution:
-        """Returns `tfd.Bernoulli`."""
-        return tfd.Bernoulli(logits=parameters, dtype=parameters.dtype)
-
-    def elementwise_log_prob(self, parameters: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """Returns `x l - softplus(l)`: one softplus, where TFP's cross entropy branches."""
-        return x * parameters - tf.nn.softplus(parameters)
-
-    def from_uniform(self, parameters: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-        """Returns 1 where the uniform number is below the probability, and 0 otherwise."""
-        return tf.cast(uniform < tf.sigmoid(parameters), parameters.dtype)
-
-    def in_support(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns whether `0 <= x <= 1`."""
-        return (x >= 0.0) & (x <= 1.0)
-
-
-@keras.saving.register_keras_serializable("tf_mcvae")
-class Gaussian(Likelihood):
-    """Gaussian pixels: the decoder's output is their location, and all share one scale.
-
-    Args:
-        scale: Standard deviation, or its initial value if it is learned.
-        learned: Whether the scale is trained with the networks, through its logarithm.
-        name, trainable, dtype: As in `keras.layers.Layer`.
-
-    Raises:
-        ValueError: If `scale` is not a positive finite number.
-
-    Example:
-        >>> float(Gaussian(scale=0.5, learned=True).scale)
-        0.5
-
-    Reference:
-        Learned scale: Rybkin et al., 2021, arXiv 2006.13202.
-    """
-
-    suits_xla = True
-
-    def __init__(
-        self,
-        scale: float = 1.0,
-        learned: bool = False,
-        *,
-        name: str | None = None,
-        trainable: bool = True,
-        dtype: str | keras.DTypePolicy | None = None,
-    ) -> None:
-        number = isinstance(scale, int | float | np.number)
-        if not number or not 0.0 < scale < math.inf:
-            raise ValueError(f"`scale` must be a positive number. Received: scale={scale!r}")
-        super().__init__(name=name, trainable=trainable, dtype=dtype)
-        self.initial_scale, self.learned = float(scale), bool(learned)
-        if learned:
-            # A model of mixed precision must not cast the weight to half precision.
-            self.log_scale = self.add_weight(
-                initializer=keras.initializers.Constant(math.log(scale)),
-                autocast=False,
-                name="log_scale",
-            )
-
-    @property
-    def scale(self) -> tf.Tensor:
-        """The standard deviation, a scalar tensor."""
-        if self.learned:
-            return tf.exp(tf.convert_to_tensor(self.log_scale))
-        return tf.constant(self.initial_scale, self.variable_dtype)
-
-    def elementwise(self, parameters: tf.Tensor) -> tfp.distributions.Distribution:
-        """Returns `tfd.Normal`."""
-        return tfd.Normal(parameters, tf.cast(self.scale, parameters.dtype))
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {**super().get_config(), "scale": self.initial_scale, "learned": self.learned}
-
-
-_NAMES: dict[str, type[Likelihood]] = {"bernoulli": Bernoulli, "gaussian": Gaussian}
-
-
-def get(
-    identifier: str | dict[str, Any] | Likelihood, dtype: str | keras.DTypePolicy | None = None
-) -> Likelihood:
-    """Returns the likelihood of a name or configuration.
-
-    Args:
-        identifier: `"bernoulli"`, `"gaussian"`, or the name under which a custom class is
-            registered with Keras (`"my_package>Laplace"`); a dictionary of `class_name` and
-            `config`, or the result of `keras.saving.serialize_keras_object`; or a `Likelihood`,
-            which is returned unchanged.
-        dtype: Data type or policy of `"bernoulli"` and `"gaussian"`, where the configuration has
-            none.
-
-    Raises:
-        ValueError: If there is no likelihood of that name.
-        TypeError: If `identifier` has another type.
-
-    Example:
-        >>> get({"class_name": "gaussian", "config": {"scale": 0.5}}).initial_scale
-        0.5
-    """
-    if isinstance(identifier, str):
-        return get({"class_name": identifier, "config": {}}, dtype)
-    if isinstance(identifier, dict) and "registered_name" in identifier:
-        identifier = keras.saving.deserialize_keras_object(identifier)
-    if isinstance(identifier, dict) and "class_name" in identifier:
-        name = identifier["class_name"]
-        cls = _NAMES.get(name.lower()) or keras.saving.get_registered_object(name)
-        if cls is None:
-            raise ValueError(
-                f"There is no such likelihood. Choose one of {sorted(_NAMES)}, or register a class "
-                "with `keras.saving.register_keras_serializable`. "
-                f"Received: likelihood={identifier['class_name']!r}"
-            )
-        # A class of the user need not have the argument.
-        options = {"dtype": dtype} if cls in _NAMES.values() else {}
-        identifier = cls(**{**options, **identifier.get("config", {})})
-    if not isinstance(identifier, Likelihood):
-        raise TypeError(
-            "A likelihood must be a name, a configuration or a `Likelihood`. "
-            f"Received: likelihood={identifier!r} (of type {type(identifier).__name__})"
-        )
-    return identifier
+    high = tf.ones_like(uniform)
+    high, _ = tf.while_loop(
+        lambda _, is_low: tf.reduce_any(is_low),
+        double,
+        (high, is_below(high)),
+        maximum_iterations=_MOST_DOUBLINGS,
+    )
+    _, high = tf.while_loop(
+        lambda low, high: tf.reduce_any(high - low > 1.0),
+        halve,
+        (low, high),
+        maximum_iterations=_MOST_DOUBLINGS + 1,
+    )
+    return high
