@@ -136,11 +136,10 @@ class ZeroInflated(_Counts):
     def elementwise_log_prob(self, parameters: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """Returns the log of `p [x = 0] + (1 - p) f(x)`."""
         inner, logits = self.split(parameters)
-        other = tf.math.log_sigmoid(-logits) + self.counts.elementwise_log_prob(inner, x)
-        both = tf.reduce_logsumexp(
-            tf.stack([tf.broadcast_to(tf.math.log_sigmoid(logits), tf.shape(other)), other]), axis=0
-        )
-        return tf.where(x == 0, both, other)
+        log_count = self.counts.elementwise_log_prob(inner, x)
+        other = tf.math.log_sigmoid(-logits) + log_count
+        # log (p + (1 - p) f) = log (1 - p) + log f + log (1 + exp(l) / f).
+        return other + tf.where(x == 0, tf.nn.softplus(logits - log_count), tf.zeros_like(other))
 
     def from_uniform(self, parameters: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
         """Returns 0 where `u < p`, and otherwise a draw from `(u - p) / (1 - p)`."""
