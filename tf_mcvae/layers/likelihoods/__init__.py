@@ -7,13 +7,16 @@ import keras
 
 from tf_mcvae.layers.likelihoods.base import Likelihood
 from tf_mcvae.layers.likelihoods.binary import Bernoulli, ContinuousBernoulli
+from tf_mcvae.layers.likelihoods.categorical import Categorical, DiscretizedLogisticMixture
 from tf_mcvae.layers.likelihoods.continuous import Beta, Gaussian, LogNormal, StudentT
 from tf_mcvae.layers.likelihoods.counts import NegativeBinomial, Poisson, ZeroInflated
 
 __all__ = [
     "Bernoulli",
     "Beta",
+    "Categorical",
     "ContinuousBernoulli",
+    "DiscretizedLogisticMixture",
     "Gaussian",
     "Likelihood",
     "LogNormal",
@@ -35,7 +38,9 @@ def _zero_inflated(counts: type[Likelihood]) -> Callable[..., Likelihood]:
 _NAMES: dict[str, Callable[..., Likelihood]] = {
     "bernoulli": Bernoulli,
     "beta": Beta,
+    "categorical": Categorical,
     "continuous_bernoulli": ContinuousBernoulli,
+    "discretized_logistic_mixture": DiscretizedLogisticMixture,
     "gaussian": Gaussian,
     "lognormal": LogNormal,
     "negative_binomial": NegativeBinomial,

@@ -12,6 +12,10 @@ from tf_mcvae.precision import wide
 
 tfd = tfp.distributions
 
+# The largest log mean. Chains whose steps are too long go where `exp` overflows, and one such
+# example would make the gradient of the whole batch NaN.
+_LARGEST_LOG_MEAN = 20.0
+
 
 class _Counts(Likelihood):
     """Base of likelihoods of counts."""
@@ -25,7 +29,7 @@ class _Counts(Likelihood):
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class Poisson(_Counts):
-    """Counts with variances equal to their means `exp(l)`, with `l` as parameters.
+    """Counts with variances equal to their means `exp(l)`, with `l` up to 20 as parameters.
 
     Args:
         name, trainable, dtype: As in `keras.layers.Layer`.
@@ -37,12 +41,12 @@ class Poisson(_Counts):
 
     def elementwise(self, parameters: tf.Tensor) -> tfp.distributions.Distribution:
         """Returns `tfd.Poisson`."""
-        return tfd.Poisson(log_rate=parameters)
+        return tfd.Poisson(log_rate=tf.minimum(parameters, _LARGEST_LOG_MEAN))
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
 class NegativeBinomial(_Counts, Dispersed):
-    """Counts with mean `m = exp(l)` and variance `m + m^2 / r`, with `l` as parameters.
+    """Counts with mean `m = exp(l)` and variance `m + m^2 / r`, with `l` up to 20 as parameters.
 
     The larger `r`, the closer to `Poisson`.
 
@@ -78,6 +82,7 @@ class NegativeBinomial(_Counts, Dispersed):
     def elementwise(self, parameters: tf.Tensor) -> tfp.distributions.Distribution:
         """Returns `tfd.NegativeBinomial`."""
         log_mean, number = self.split(parameters)
+        log_mean = tf.minimum(log_mean, _LARGEST_LOG_MEAN)
         return tfd.NegativeBinomial(number, logits=log_mean - tf.math.log(number))
 
 
