@@ -16,7 +16,9 @@ from tf_mcvae_commands.train import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-PAGES = README + (ROOT / "docs/models.md").read_text("utf-8")
+PAGES = README + "".join(
+    (ROOT / "docs" / page).read_text("utf-8") for page in ("models.md", "likelihoods.md")
+)
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
 MODULES = [
     module.name

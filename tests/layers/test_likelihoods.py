@@ -11,6 +11,7 @@ import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+import tf_mcvae
 from tf_mcvae import random
 from tf_mcvae.layers import likelihoods
 from tf_mcvae.layers.likelihoods import (
@@ -539,3 +540,152 @@ def test_get_says_what_it_takes():
     for wrong in (3, None, {"name": "bernoulli"}, keras.layers.ReLU()):
         with pytest.raises(TypeError, match="must be a name, a configuration or a `Likelihood`"):
             likelihoods.get(wrong)
+
+
+def model_with(likelihood):
+    networks = tf_mcvae.Encoder(2, "dense"), tf_mcvae.Decoder((3,), "dense")
+    return tf_mcvae.VAE(*networks, likelihood=likelihood)
+
+
+class WithoutQuantile(Likelihood):
+    def elementwise(self, parameters):
+        return tfd.VonMises(parameters, 1.0)
+
+
+class WithoutMean(Likelihood):
+    def elementwise(self, parameters):
+        return tfd.Cauchy(parameters, 1.0)
+
+    def mean(self, parameters):
+        raise NotImplementedError("a Cauchy distribution has no mean")
+
+
+class OutsideItself(Likelihood):
+    def elementwise(self, parameters):
+        return tfd.Normal(parameters, 1.0)
+
+    def in_support(self, x):
+        return x > 100.0
+
+
+class OfOneElement(Likelihood):
+    def elementwise(self, parameters):
+        return tfd.Normal(parameters[..., :1], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (Likelihood, r"`sample` of the Likelihood .*define `from_uniform`.*NotImplementedError"),
+        (WithoutQuantile, r"`sample` of the WithoutQuantile .*define `from_uniform`"),
+        (WithoutMean, r"`mean` of the WithoutMean .*Received: .*Cauchy"),
+        (OutsideItself, r"draws values that its `in_support` refuses.*Received: a draw from"),
+        (OfOneElement, r"`mean` of the OfOneElement .*shape \(1, 1\), not \(1, 3\)"),
+    ],
+)
+def test_what_a_likelihood_lacks_is_said_when_a_model_is_built(cls, message):
+    with pytest.raises(ValueError, match=message):
+        model_with(cls()).build((None, 3))
+
+
+def exact_negative_binomial(log_mean, number, x):
+    """Without the products of probabilities near 0 and 1 that SciPy's parameters would need."""
+    ratio = np.exp(log_mean) / number
+    choose = -np.log(x + number) - scipy.special.betaln(x + 1.0, number)
+    return choose - number * np.log1p(ratio) + x * (np.log(ratio) - np.log1p(ratio))
+
+
+EXTREME_COUNTS = np.array([0.0, 1.0, 5.0, 100.0, 1e4, 1e6])
+EXTREME_MEANS = np.float32(np.linspace(-15.0, 12.0, 28)).astype(np.float64)[:, None]
+EXTREME_LOGITS = np.float32([-1e3, -30.0, -5.0, -0.5, -1e-3, 1e-3, 0.4, 5.0, 1e3])[:, None]
+UNIT = np.float32(np.linspace(0.01, 0.99, 9)).astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "parameters", "x", "expected"),
+    [
+        pytest.param(
+            NegativeBinomial(number),
+            EXTREME_MEANS,
+            EXTREME_COUNTS,
+            exact_negative_binomial(EXTREME_MEANS, number, EXTREME_COUNTS),
+            id=f"negative binomial {number:g}",
+        )
+        for number in (1e-3, 0.1, 1.0, 30.0, 1e4)
+    ]
+    + [
+        pytest.param(
+            Poisson(),
+            EXTREME_MEANS,
+            EXTREME_COUNTS,
+            EXTREME_COUNTS * EXTREME_MEANS
+            - np.exp(EXTREME_MEANS)
+            - scipy.special.gammaln(EXTREME_COUNTS + 1.0),
+            id="poisson",
+        ),
+        pytest.param(
+            ContinuousBernoulli(),
+            EXTREME_LOGITS,
+            UNIT,
+            numpy_continuous_bernoulli(EXTREME_LOGITS.astype(np.float64), UNIT),
+            id="continuous bernoulli",
+        ),
+        pytest.param(
+            StudentT(0.1, degrees_of_freedom=3.0),
+            np.zeros([1, 1]),
+            np.array([0.0, 1e-3, 1.0, 1e4, 1e8]),
+            scipy.stats.t.logpdf([[0.0, 1e-3, 1.0, 1e4, 1e8]], 3.0, 0.0, np.float32(0.1)),
+            id="student t",
+        ),
+    ],
+)
+def test_log_densities_at_extreme_parameters(likelihood, parameters, x, expected):
+    """In float32, whose rounding of sums of large terms the tolerance covers."""
+    parameters, x = (np.broadcast_to(v, expected.shape).astype(np.float32) for v in (parameters, x))
+    actual = likelihood.elementwise_log_prob(tf.constant(parameters), tf.constant(x))
+    np.testing.assert_allclose(actual, expected, rtol=5e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize("log_mean", [-8.0, 0.0, 5.0, 13.0, 25.0])
+def test_draws_of_rare_and_of_many_counts(log_mean):
+    """Means of 1000 draws within 5 standard errors: a false alarm in 300,000 seeds in all."""
+    draws = Poisson().sample(tf.fill([1000, 1], log_mean), 3, event_ndims=1).numpy()
+    mean = np.exp(min(log_mean, 20.0))
+    assert np.all(draws == np.floor(draws))
+    assert abs(draws.astype(np.float64).mean() - mean) < 5 * np.sqrt(mean / 1000) + 1e-7 * mean
+
+
+@pytest.mark.parametrize("learned", [True, "per_feature", "predicted"])
+def test_learned_dispersions(learned):
+    likelihood = NegativeBinomial(2.0, learned)
+    width = likelihood.parameters_per_channel
+    model_with(likelihood) if width == 2 else model_with(likelihood).build((None, 3))
+    shapes = [tuple(variable.shape) for variable in likelihood.trainable_variables]
+    assert shapes == {True: [()], "per_feature": [(3,)], "predicted": []}[learned]
+    if learned == "predicted":
+        with pytest.raises(ValueError, match="part of the likelihood's parameters"):
+            likelihood.dispersion()
+    else:
+        np.testing.assert_allclose(likelihood.dispersion(), np.full(shapes[0], 2.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Gaussian(1.0, "per_pixel"), ValueError, r"`learned` must .*'per_pixel'"),
+        (lambda: NegativeBinomial(0.0), ValueError, r"`inverse_dispersion` .*Received: .*0\.0"),
+        (lambda: StudentT(degrees_of_freedom=-1), ValueError, r"`degrees_of_freedom` must"),
+        (lambda: ZeroInflated(Gaussian()), TypeError, r"`counts` must be a likelihood of counts"),
+        (lambda: Categorical(0), ValueError, r"`num_categories` must"),
+        (lambda: DiscretizedLogisticMixture(2, 1), ValueError, r"`num_levels` must"),
+    ],
+)
+def test_arguments_that_likelihoods_refuse(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", sorted(likelihoods._NAMES))
+def test_every_name_makes_a_likelihood(name):
+    likelihood = likelihoods.get(name)
+    likelihood.check_methods([3 * likelihood.parameters_per_channel])

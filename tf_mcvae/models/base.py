@@ -102,6 +102,7 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
             )
         if not self.likelihood.built:
             self.likelihood.build(output.shape)
+        self.likelihood.check_methods(output.shape[1:])
         super().build(input_shape)
         finish_build(self)
 

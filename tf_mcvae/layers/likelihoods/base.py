@@ -24,7 +24,7 @@ Draws invert the distribution function, which the distribution must have: `quant
 integers. Otherwise, define `from_uniform`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -40,6 +40,7 @@ from tf_mcvae.precision import density_dtype, wide
 tfd = tfp.distributions
 
 _MOST_DOUBLINGS = 40  # Counts up to 10^12.
+_DRAWS = "`from_uniform`, or a distribution with `quantile` (for integers with `cdf`)"
 
 
 class Likelihood(ExplicitArguments, keras.layers.Layer):
@@ -189,6 +190,47 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
                 "another likelihood. "
                 f"Received: x of shape {x.shape} with values from {x.min()} to {x.max()}"
             )
+
+    def check_methods(self, parameters_shape: Sequence[int]) -> None:
+        """Runs the methods that models and evaluators need, on parameters that are 0.
+
+        Args:
+            parameters_shape: Shape of the decoder's output for one `x`.
+
+        Raises:
+            ValueError: If one of them fails, or draws are not in the support.
+        """
+        with tf.init_scope():
+            parameters = tf.zeros([1, *parameters_shape], self.variable_dtype)
+            event = (*parameters_shape[:-1], self._channels(parameters_shape))
+            x = self._run("sample", _DRAWS, event, lambda: self.sample(parameters, 0, len(event)))
+            self._run("log_prob", "`elementwise`", (), lambda: self.log_prob(parameters, x))
+            self._run(
+                "mean", "`mean`, or a distribution with one", event, lambda: self.mean(parameters)
+            )
+            if not np.all(self.in_support(x)):
+                raise ValueError(
+                    f"The {type(self).__name__} likelihood draws values that its `in_support` "
+                    f"refuses: mend one of the two. Received: a draw from {np.min(x)} to "
+                    f"{np.max(x)}"
+                )
+
+    def _run(
+        self, method: str, mend: str, event: tuple[int, ...], run: Callable[[], tf.Tensor]
+    ) -> tf.Tensor:
+        """Returns what a method returns for one `x`, if it has the right shape."""
+        cause: Exception | None = None
+        try:
+            result = run()
+            if tuple(result.shape[1:]) == event:
+                return result
+            received = f"a result of shape {result.shape}, not {(1, *event)}"
+        except (NotImplementedError, AttributeError, TypeError, tf.errors.OpError) as error:
+            received, cause = f"{type(error).__name__}: {error}", error
+        raise ValueError(
+            f"`{method}` of the {type(self).__name__} likelihood fails, which models and "
+            f"evaluations need: define {mend}. Received: {received}"
+        ) from cause
 
     def call(self, parameters: tf.Tensor) -> tf.Tensor:
         """Returns `mean(parameters)`."""

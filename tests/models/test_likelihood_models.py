@@ -1,0 +1,77 @@
+"""Models on counts, categories and levels: training, evaluation, serving and saving."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_mcvae
+from tf_mcvae.layers import likelihoods
+
+RNG = np.random.default_rng(0)
+NUM_FEATURES = 6
+COUNTS = RNG.poisson(3.0, size=(64, NUM_FEATURES))
+DATA = {
+    "beta": RNG.uniform(0.1, 0.9, size=COUNTS.shape),
+    "categorical": np.eye(NUM_FEATURES)[RNG.integers(0, NUM_FEATURES, 64)],
+    "continuous_bernoulli": RNG.uniform(size=COUNTS.shape),
+    "discretized_logistic_mixture": RNG.integers(0, 256, COUNTS.shape) / 255,
+    "lognormal": np.exp(RNG.normal(size=COUNTS.shape)),
+    "negative_binomial": COUNTS,
+    "poisson": COUNTS,
+    "student_t": RNG.normal(size=COUNTS.shape),
+    "zero_inflated_negative_binomial": COUNTS,
+    "zero_inflated_poisson": COUNTS,
+}
+SLOW = sorted(DATA.keys() - {"zero_inflated_negative_binomial"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "zero_inflated_negative_binomial",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+    ],
+)
+def test_train_evaluate_save_and_serve(name, tmp_path):
+    keras.utils.set_random_seed(0)
+    likelihood, x = likelihoods.get(name), DATA[name]
+    width = NUM_FEATURES * likelihood.parameters_per_channel
+    model = tf_mcvae.LMCVAE(
+        tf_mcvae.Encoder(2, "dense", hidden_units=(8,)),
+        tf_mcvae.Decoder((width,), "dense", hidden_units=(8,)),
+        likelihood=likelihood,
+        num_transitions=2,
+    )
+    model.compile("adam", jit_compile=False)
+    history = model.fit(x.astype("float32"), batch_size=32, epochs=2, verbose=0).history
+    assert np.all(np.isfinite(history["bound"]))
+    # Integers are taken where the likelihood is on integers.
+    assert np.all(np.isfinite(model.bound(x if x.dtype == int else x.astype("float32"), seed=1)))
+    images = model.sample(4, seed=0)
+    assert images.shape == (4, NUM_FEATURES)
+    gap = tf_mcvae.bidirectional_gap(model, num_examples=4, num_chains=4, num_temperatures=10)
+    assert np.isfinite(gap.gap)
+    model.save(tmp_path / "model.keras")
+    loaded = tf_mcvae.load_model(tmp_path / "model.keras")
+    data = x.astype("float32")
+    np.testing.assert_allclose(loaded.bound(data, seed=1), model.bound(data, seed=1), rtol=1e-5)
+    served = tf.saved_model.load(tf_mcvae.export_saved_model(model, tmp_path / "serving"))
+    answer = served.signatures["log_likelihood"](
+        x=tf.constant(data), seed=tf.zeros([64, 2], tf.int32)
+    )
+    assert np.all(np.isfinite(answer["log_likelihood"]))
+
+
+def test_a_poisson_model_survives_steps_that_are_too_long():
+    """Where exp overflows, one example would make the gradient of all others NaN."""
+    for seed in range(4):
+        keras.utils.set_random_seed(seed)
+        model = tf_mcvae.LMCVAE(
+            tf_mcvae.Encoder(2, "dense", hidden_units=(8,)),
+            tf_mcvae.Decoder((NUM_FEATURES,), "dense", hidden_units=(8,)),
+            likelihood="poisson",
+            num_transitions=2,
+            step_size=0.1,
+        )
+        assert np.all(np.isfinite(model.bound(COUNTS, seed=0)))
