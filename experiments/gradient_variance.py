@@ -38,7 +38,20 @@ import tensorflow as tf
 import toy
 
 import tf_mcvae
-from tf_mcvae import AMCVAE, IWAE, LMCVAE, UHAVAE, Encoder, random
+from tf_mcvae import (
+    AMCVAE,
+    CMCDVAE,
+    DAISVAE,
+    HVAE,
+    IWAE,
+    LDVIVAE,
+    LMCVAE,
+    MCDVAE,
+    UHAVAE,
+    VAE,
+    Encoder,
+    random,
+)
 from tf_mcvae.models.annealed import AnnealedVAE
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.models.generative import GenerativeModel
@@ -79,6 +92,9 @@ def weighted(model_class: Any, name: str, num_samples: int, gradient: str) -> Ca
     return Case(model_class, settings, expectation)
 
 
+# The networks of LDVI, MCD and CMCD start at 0, where these gradients are those of UHA and L-MCVAE.
+OTHERS = {"DAIS": DAISVAE, "HVAE": HVAE, "LDVI": LDVIVAE, "MCD": MCDVAE, "CMCD": CMCDVAE}
+
 # To measure another estimator, add a line.
 CASES: dict[str, Case] = {
     **{
@@ -91,6 +107,8 @@ CASES: dict[str, Case] = {
     **{f"L K=5 S=1 {g}": weighted(LMCVAE, "L K=5", 1, g) for g in ("plain", "stl")},
     **{f"L K=5 S=5 {g}": weighted(LMCVAE, "L K=5", 5, g) for g in ("plain", "dreg")},
     **{f"UHA K=5 S=5 {g}": weighted(UHAVAE, "UHA K=5", 5, g) for g in ("plain", "dreg")},
+    **{f"{n} K=5 S=5 plain": weighted(m, f"{n} K=5", 5, "plain") for n, m in OTHERS.items()},
+    "VAE S=5": Case(VAE, {"num_samples": 5}, "VAE"),
 }
 
 
@@ -114,7 +132,7 @@ class Problem(NamedTuple):
         settings = case.settings
         if issubclass(case.model_class, AnnealedVAE):
             step = self.step_size
-            if issubclass(case.model_class, UHAVAE):
+            if issubclass(case.model_class, (UHAVAE, HVAE)):
                 step = (2.0 * step) ** 0.5  # A leapfrog's, which moves as far.
             settings = {"step_size": step, **settings}
         return self.make_model(case.model_class, settings)
@@ -154,7 +172,7 @@ def image_problem(options: argparse.Namespace) -> Problem:
         model.build((None, *shape))
         return model
 
-    vae = make(tf_mcvae.VAE, {})
+    vae = make(VAE, {})
     vae.compile(keras.optimizers.Adam(1e-3))
     history = vae.fit(data.train, epochs=options.epochs, verbose=0).history
     print(f"VAE on {options.data} trained: bound {history['bound'][-1]:.1f} nats", flush=True)

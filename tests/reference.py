@@ -36,8 +36,8 @@ def gelu(values):
     return values * scipy.special.ndtr(values)
 
 
-def drift_network(kernels, biases, scale, inputs, time):
-    """`c net([z, h, sin(pi 2^j t), cos(pi 2^j t)])`, the time beside every row."""
+def drift_network(kernels, biases, inputs, time):
+    """`net([z, h, sin(pi 2^j t), cos(pi 2^j t)])`, the time beside every row."""
     num_frequencies = (len(kernels[0]) - sum(part.shape[-1] for part in inputs)) // 2
     angles = np.pi * 2.0 ** np.arange(num_frequencies) * time
     parts = [*inputs, np.concatenate([np.sin(angles), np.cos(angles)])]
@@ -45,7 +45,14 @@ def drift_network(kernels, biases, scale, inputs, time):
     values = np.concatenate([np.broadcast_to(p, (*shape, p.shape[-1])) for p in parts], -1)
     for number, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
         values = (gelu(values) if number else values) @ kernel + bias
-    return scale * values
+    return values
+
+
+def as_if_trained(layer, scale=1.0):
+    """Gives the last kernel of a network, which starts at 0, random numbers of Glorot's size."""
+    kernel = layer.kernels[-1]
+    limit = scale * np.sqrt(6.0 / sum(kernel.shape[-2:]))
+    kernel.assign(np.random.default_rng(1).uniform(-limit, limit, kernel.shape))
 
 
 def sigmoid(values):

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference import LinearGaussian, normal_log_prob
+from reference import LinearGaussian, as_if_trained, normal_log_prob
 
 import tf_mcvae
 from tf_mcvae import kernels, random
@@ -30,7 +30,7 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("model_class", [tf_mcvae.MCDVAE, tf_mcvae.CMCDVAE])
 def test_diffusions_start_as_langevin(model_class):
-    """The network's last factor is 0 at first."""
+    """The network's last layer is 0 at first."""
     expected = log_weights(tf_mcvae.LMCVAE, step_size=0.08)
     assert_same(log_weights(model_class, step_size=0.08), expected)
 
@@ -150,7 +150,7 @@ def test_diffusions_in_float64(is_controlled):
     model = PPCA.model(
         tf_mcvae.CMCDVAE if is_controlled else tf_mcvae.MCDVAE, num_transitions=K, step_size=0.1
     )
-    model.network.scale.assign(0.8)
+    as_if_trained(model.network, 0.8)
     step, log_q = 0.1, None
     posterior = model.posterior(Batch(tf.constant(X)))
     features = posterior.distribution.loc, tf.math.log(posterior.distribution.scale)
@@ -182,7 +182,7 @@ def test_learned_backward_refreshment_in_float64():
     r, mass, step = 0.6, np.array([0.8, 1.3]), 0.3
     momentum = tf_mcvae.MomentumRefresh(r, mass)
     model = PPCA.model(tf_mcvae.LDVIVAE, num_transitions=K, step_size=step, momentum=momentum)
-    model.network.scale.assign(0.8)
+    as_if_trained(model.network, 0.8)
     posterior = model.posterior(Batch(tf.constant(X)))
     features = posterior.distribution.loc, tf.math.log(posterior.distribution.scale)
     z, noises = draws_of(model)

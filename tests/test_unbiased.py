@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference import LinearGaussian, iwae, within
+from reference import LinearGaussian, as_if_trained, iwae, within
 
 import tf_mcvae
 from tf_mcvae import random
@@ -94,8 +94,8 @@ def make(case):
             last = layer.kernels[-1]
             scale = 0.4 / last.shape[1] ** 0.5
             last.assign(scale * np.random.default_rng(1).normal(size=last.shape))
-    if hasattr(model, "network"):  # As if trained: its factor starts at 0.
-        model.network.scale.assign(0.7)
+    if hasattr(model, "network"):
+        as_if_trained(model.network, 0.7)
     if model_class is tf_mcvae.FlowVAE:
         # As if trained: a new flow has almost no effect. The changes are small, as the weights of a
         # flow that narrows the posterior may have no finite variance.

@@ -21,6 +21,7 @@ from tf_mcvae_commands.options import (
 
 DATA = "data"
 MODEL = "model"
+GRADIENT = "all models but VAE and FlowVAE"
 TRANSITIONS = "transitions (all models but VAE, IWAE and FlowVAE)"
 HAMILTONIAN = "UHA, DAIS and LDVI only"
 H_VAE = "HVAE only"
@@ -32,15 +33,16 @@ SCORING = "scoring, on the test split after training"
 OUTPUT = "output"
 
 # The models that a group of settings is for, where it is not for all.
+_WITH_TRANSITIONS = ("L-MCVAE", "A-MCVAE", "UHA", "DAIS", "LDVI", "MCD", "CMCD", "HVAE")
 GROUP_MODELS = {
-    TRANSITIONS: ("L-MCVAE", "A-MCVAE", "UHA", "DAIS", "LDVI", "MCD", "CMCD", "HVAE"),
+    GRADIENT: ("IWAE", *_WITH_TRANSITIONS),
+    TRANSITIONS: _WITH_TRANSITIONS,
     HAMILTONIAN: ("UHA", "DAIS", "LDVI"),
     H_VAE: ("HVAE",),
     L_MCVAE: ("L-MCVAE",),
     A_MCVAE: ("A-MCVAE",),
     FLOW: ("FlowVAE",),
 }
-
 
 _machine_option = functools.partial(option, may_vary="machine")
 _resume_option = functools.partial(option, may_vary="resume")
@@ -138,7 +140,13 @@ class RunConfig:
     sigma: float = option(
         1.0, MODEL, number(positive=True), "standard deviation of the gaussian likelihood"
     )
-
+    gradient: str | None = option(
+        None,
+        GRADIENT,
+        choice("plain", "stl", "dreg", "leave_one_out", "coupled"),
+        "the encoder's, through its draws: plain, stl or dreg; of A-MCVAE's choices: leave_one_out "
+        "or coupled (default: plain; A-MCVAE leave_one_out)",
+    )
     num_transitions: int = option(5, TRANSITIONS, integer(1), "number of transitions K", "K")
     step_size: float | None = option(
         None,
@@ -192,13 +200,6 @@ class RunConfig:
         TRANSITIONS,
         BOOLEAN,
         "compute the decoder's activations again in the backward pass: less memory, longer steps",
-    )
-    gradient: str | None = option(
-        None,
-        TRANSITIONS,
-        choice("plain", "stl", "dreg", "leave_one_out", "coupled"),
-        "gradient of the encoder through its first draws: plain, stl or dreg; of A-MCVAE's "
-        "choices: leave_one_out or coupled (default: plain; A-MCVAE leave_one_out)",
     )
     num_leapfrog_steps: int = option(
         1, HAMILTONIAN, integer(1), "leapfrog steps of each transition"

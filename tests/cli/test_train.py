@@ -345,6 +345,11 @@ def test_every_annealed_model_has_a_name(name, step_size, rule):
     assert type(build(f"--model {type(model).__name__}")) is type(model)
 
 
+def test_gradients_are_also_of_iwae_and_change_nothing_for_a_vae():
+    assert build("--model IWAE --gradient dreg").gradient == "dreg"
+    assert type(build("--model VAE --gradient dreg")) is tf_mcvae.VAE
+
+
 def test_flags_of_hamiltonian_models_reach_them():
     model = build("--model UHA --num-leapfrog-steps 2 --momentum-persistence 0.5 --learn-momentum")
     assert model.num_leapfrog_steps == 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
-from reference import jackknife
+from reference import as_if_trained, jackknife
 
 import tf_mcvae
 from tf_mcvae.cli import run_data, training
@@ -93,7 +93,7 @@ def make_ldvivae():
     momentum = tf_mcvae.MomentumRefresh(0.5, [0.8] * LATENT_DIM, learn_mass=True)
     network = tf_mcvae.DriftNetwork([8])
     model = tf_mcvae.LDVIVAE(*networks(), num_transitions=2, momentum=momentum, network=network)
-    built(model).network.scale.assign(0.5)
+    as_if_trained(built(model).network, 0.5)
     return model
 
 

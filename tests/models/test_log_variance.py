@@ -5,7 +5,7 @@ import memory
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference import LinearGaussian
+from reference import LinearGaussian, as_if_trained
 
 import tf_mcvae
 from tf_mcvae import random
@@ -30,7 +30,7 @@ def make(**settings):
         dtype="float64",
         **settings,
     )
-    model.network.scale.assign(0.7)
+    as_if_trained(model.network, 0.7)
     return model
 
 

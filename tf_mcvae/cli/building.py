@@ -26,6 +26,7 @@ from tf_mcvae.models import (
 )
 from tf_mcvae_commands.options import schedule_call
 from tf_mcvae_commands.training_settings import (
+    GRADIENT,
     GROUP_MODELS,
     HAMILTONIAN,
     TRANSITIONS,
@@ -76,6 +77,8 @@ def build_model(config: RunConfig, spec: DataSpec, steps_per_epoch: int) -> Mont
 def _own_arguments(config: RunConfig) -> dict[str, Any]:
     """Returns the arguments that only some models' constructors take."""
     arguments: dict[str, Any] = {}
+    if config.gradient is not None and config.model in GROUP_MODELS[GRADIENT]:
+        arguments["gradient"] = config.gradient
     if config.model in GROUP_MODELS[TRANSITIONS]:
         arguments |= _transition_arguments(config)
     if config.model in GROUP_MODELS[HAMILTONIAN]:
@@ -106,14 +109,13 @@ def _own_arguments(config: RunConfig) -> dict[str, Any]:
 
 def _transition_arguments(config: RunConfig) -> dict[str, Any]:
     """Returns the arguments of all models with transitions."""
-    arguments = {
+    return {
         "num_transitions": config.num_transitions,
         "step_size": _step_size(config),
         "schedule": config.schedule,
         "cloned_decoder": config.cloned_decoder,
         "recompute": config.recompute,
     }
-    return arguments if config.gradient is None else {**arguments, "gradient": config.gradient}
 
 
 def _step_size(config: RunConfig) -> StepSize:

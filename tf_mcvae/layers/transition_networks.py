@@ -204,12 +204,13 @@ class LearnedReverse(TransitionNetwork):
 class DriftNetwork(ExplicitArguments, keras.layers.Layer):
     """A drift for all transitions, a network that is told the time t in [0, 1].
 
-        s(z, h, t) = c net([z, h, embedding(t)]),
+        s(z, h, t) = net([z, h, embedding(t)]),
         embedding(t) = [sin(pi 2^j t), cos(pi 2^j t)],     j = 0, ..., J - 1.
 
-    The weight c starts at 0, and with it the drift: training starts at the bound that has none. The
-    last layer of `net` is linear. The networks compute in the layer's policy; the drift has the
-    dtype of the state.
+    The last layer is linear and starts at 0, and with it the drift: training starts at the bound
+    that has none. Published code multiplies by a scalar weight that starts at 0, through which the
+    network learns only when the scalar has left 0. The networks compute in the layer's policy; the
+    drift has the dtype of the state.
 
     Args:
         hidden_units: Widths of the hidden layers.
@@ -259,15 +260,16 @@ class DriftNetwork(ExplicitArguments, keras.layers.Layer):
     def build(self, num_inputs: int, latent_dim: int) -> None:
         """Makes the weights for inputs of this total width, `[z, h]`, and D outputs."""
         widths = [num_inputs + 2 * self.num_frequencies, *self.hidden_units, latent_dim]
+        initializers = ["glorot_uniform"] * len(self.hidden_units) + ["zeros"]
+        pairs = itertools.pairwise(widths)
         self.kernels = [
-            self.add_weight(shape=pair, initializer="glorot_uniform", name=f"kernel_{number}")
-            for number, pair in enumerate(itertools.pairwise(widths))
+            self.add_weight(shape=pair, initializer=initializer, name=f"kernel_{number}")
+            for number, (pair, initializer) in enumerate(zip(pairs, initializers, strict=True))
         ]
         self.biases = [
             self.add_weight(shape=(units,), initializer="zeros", name=f"bias_{number}")
             for number, units in enumerate(widths[1:])
         ]
-        self.scale = self.add_weight(shape=(), initializer="zeros", name="scale")
         track_weights(self)
         self.built = True
 
@@ -292,9 +294,7 @@ class DriftNetwork(ExplicitArguments, keras.layers.Layer):
         biases[0] += tf.linalg.matvec(of_time, embedding, transpose_a=True)
         for number, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
             outputs = tf.matmul(self._activate(outputs) if number else outputs, kernel) + bias
-        return tf.cast(tf.convert_to_tensor(self.scale), state.dtype) * tf.cast(
-            outputs, state.dtype
-        )
+        return tf.cast(outputs, state.dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

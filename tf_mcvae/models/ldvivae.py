@@ -26,7 +26,7 @@ class LDVIVAE(UHAVAE):
 
         N(u; r v + (1 - r^2) a(z, v, h(x), t), (1 - r^2) M)
 
-    with a network `a` of position, new momentum, features of the encoder and time. Its last factor
+    with a network `a` of position, new momentum, features of the encoder and time. Its last layer
     starts at 0, where the weight is exactly that of `UHAVAE`. The first refreshment needs none, as
     the first momentum is drawn from `N(0, M)`.
 

@@ -25,7 +25,7 @@ class MCDVAE(AnnealedVAE):
 
         N(z_{k-1}; z_k + e_k s_{b_k}(z_k) + e_k a(z_k, h(x), k/K), 2 e_k I)
 
-    with one network `a` of position, features of the encoder and time. Its last factor starts at
+    with one network `a` of position, features of the encoder and time. Its last layer starts at
     0, where the bound is exactly that of `LMCVAE`. It costs K + 1 evaluations of the decoder and
     its gradient, and K of the network.
 
