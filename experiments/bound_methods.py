@@ -9,7 +9,10 @@ from tf_mcvae import LearnedSchedule, MomentumRefresh, StepSize
 
 def langevin() -> dict[str, Any]:
     """Returns settings of the methods with Langevin transitions."""
-    return {"schedule": LearnedSchedule("linear"), "step_size": StepSize(0.01, "learned", per_dimension=True)}
+    return {
+        "schedule": LearnedSchedule("linear"),
+        "step_size": StepSize(0.01, "learned", per_dimension=True),
+    }
 
 
 def coupled() -> dict[str, Any]:
