@@ -1,7 +1,7 @@
 """Schedules of inverse temperatures, from the base density of a path to its target."""
 
 import inspect
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import keras
 import numpy as np
@@ -226,6 +226,13 @@ class LearnedSchedule(Schedule):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "start": self.start}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Makes a layer from the constructor's arguments; also from those that 0.1.0 saved."""
+        # Files of 0.1.0 hold two arguments more, of Keras' base class.
+        extra = ("activity_regularizer", "autocast")
+        return cls(**{name: value for name, value in config.items() if name not in extra})
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
