@@ -240,6 +240,7 @@ def run_group(group: Group, path: pathlib.Path) -> list[dict[str, Any]]:
     model = make_model(method, group.budget, 0, problem, settings)
     jit_compile, num_samples = settings["jit_compile"], sizes["num_samples"]
     compile_model(model, settings["steps"], settings["learning_rate"], jit_compile)
+    model.optimizer.build(model.trainable_variables)
 
     @tf.function(jit_compile=jit_compile, autograph=False)
     def mean_bound(x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -248,7 +249,6 @@ def run_group(group: Group, path: pathlib.Path) -> list[dict[str, Any]]:
     rows = []
     for seed in group.seeds:
         start = time.perf_counter()
-        model.optimizer.build(model.trainable_variables)
         like = make_model(method, group.budget, seed, problem, settings)
         restart(model, like, seed * settings["steps"])
         steps = train(model, load_data(settings, seed), settings["steps"])
@@ -318,7 +318,8 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     table = options.output / "bound_comparison.csv"
     rows: list[dict[str, Any]] = list(toy.read_rows(table))
     points = list_points(options)
-    missing = [point for point in points if point not in {point_of(row) for row in rows}]
+    measured = {point_of(row) for row in rows}
+    missing = [point for point in points if point not in measured]
     path = options.output / "bound_comparison.npz"
     for row in rows_of(grouped(missing), path, options.per_process):
         rows.append(row)
