@@ -1,17 +1,23 @@
-"""The methods of `bound_comparison.py`, and how it starts them."""
+"""The methods of `bound_comparison.py`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 import tf_mcvae
-from tf_mcvae import MomentumRefresh, StepSize
+from tf_mcvae import LearnedSchedule, MomentumRefresh, StepSize
 
 
 def langevin() -> dict[str, Any]:
     """Returns settings of the methods with Langevin transitions."""
-    return {"schedule": "all_learnable", "step_size": StepSize(0.01, "learned", per_dimension=True)}
+    return {
+        "schedule": LearnedSchedule("linear"),
+        "step_size": StepSize(0.01, "learned", per_dimension=True),
+    }
+
+
+def coupled() -> dict[str, Any]:
+    """Returns settings of an A-MCVAE whose gradient works for one chain."""
+    return {**langevin(), "gradient": "coupled"}
 
 
 def hamiltonian() -> dict[str, Any]:
@@ -19,7 +25,7 @@ def hamiltonian() -> dict[str, Any]:
     # The step sizes are of the transitions, the mass of the dimensions.
     momentum = MomentumRefresh(0.9, learn_persistence=True, learn_mass=True)
     step_size = StepSize(0.1, "learned")
-    return {"schedule": "all_learnable", "step_size": step_size, "momentum": momentum}
+    return {"schedule": LearnedSchedule("linear"), "step_size": step_size, "momentum": momentum}
 
 
 class Method(NamedTuple):
@@ -57,23 +63,13 @@ METHODS = {
     "IWAE": Method(tf_mcvae.IWAE, lambda: {"gradient": "dreg"}, "#000000", num_samples=0),
     "L-MCVAE": Method(tf_mcvae.LMCVAE, langevin, "#E69F00"),
     "A-MCVAE": Method(tf_mcvae.AMCVAE, langevin, "#D55E00", training_samples=2),
+    "A-MCVAE, coupled": Method(tf_mcvae.AMCVAE, coupled, "#8C4A1F"),
     "MCD": Method(tf_mcvae.MCDVAE, langevin, "#56B4E9"),
     "CMCD": Method(tf_mcvae.CMCDVAE, langevin, "#0072B2"),
-    "HVAE": Method(tf_mcvae.HVAE, dict, "#999999"),
+    "HVAE": Method(tf_mcvae.HVAE, lambda: {"tempering": "free"}, "#999999"),
     "UHA": Method(tf_mcvae.UHAVAE, hamiltonian, "#009E73"),
     "UHA, S = 2": Method(tf_mcvae.UHAVAE, hamiltonian, "#7FBF3F", num_samples=2),
     "DAIS": Method(tf_mcvae.DAISVAE, hamiltonian, "#CC79A7"),
     "LDVI": Method(tf_mcvae.LDVIVAE, hamiltonian, "#6A3D9A"),
 }
-MARKERS = "osD^v<>Pd*"
-
-
-def start_linear(model: Any) -> None:
-    """Starts a schedule whose inverse temperatures are all learned at the linear one.
-
-    The layer's own start halves the inverse temperature at each transition back from the last one,
-    so that, of many transitions, all but some ten would target the encoder's distribution.
-    """
-    if isinstance(getattr(model, "schedule", None), tf_mcvae.LearnedSchedule):
-        logits = model.schedule.logits
-        logits.assign(np.log(np.arange(1.0, 1.0 + logits.shape[0])))  # b_k / b_{k+1} = k / (k + 1).
+MARKERS = "osDX^v<>Pd*"

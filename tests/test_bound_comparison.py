@@ -87,15 +87,17 @@ def test_the_budget_is_what_samples_and_transitions_cost(study):
             assert sizes.get("num_transitions", 1) > 0
 
 
-@pytest.mark.parametrize("name", ["L-MCVAE", "DAIS"])
-def test_schedules_start_linear(study, name):
+def test_a_model_has_the_trained_networks_and_a_frozen_decoder(study):
     settings = {"hidden_units": 4, "latent_dim": 2}
     x = np.zeros([1, 4, 4, 1], "float32")
     encoder, decoder = study.make_networks(settings, x.shape[1:])
-    model = study.METHODS["IWAE"].model_class(encoder, decoder)
-    model.build((None, *x.shape[1:]))
+    study.METHODS["IWAE"].model_class(encoder, decoder).build((None, *x.shape[1:]))
     weights = encoder.get_weights(), decoder.get_weights()
     problem = study.Problem(*weights, x, np.zeros([1]), 0.0)
-    model = study.make_model(study.METHODS[name], 8, 0, problem, settings)
+    model = study.make_model(study.METHODS["DAIS"], 8, 0, problem, settings)
+    assert model.decoder.trainable_variables == []
+    for network, expected in ((model.encoder, weights[0]), (model.decoder, weights[1])):
+        for value, other in zip(network.get_weights(), expected, strict=True):
+            np.testing.assert_array_equal(value, other)
     temperatures = model.schedule.inverse_temperatures()
     np.testing.assert_allclose(temperatures, np.linspace(0, 1, len(temperatures)), atol=1e-6)

@@ -84,6 +84,16 @@ def test_learned():
     np.testing.assert_allclose(actual, partial, rtol=1e-5)
 
 
+def test_learned_may_start_linear():
+    for num_transitions in (0, 1, 40):
+        schedule = LearnedSchedule("linear")
+        schedule.build(num_transitions)
+        expected = np.linspace(0.0, 1.0, num_transitions + 2)
+        np.testing.assert_allclose(schedule.inverse_temperatures(), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"'halving' or 'linear'.*Received: start='geometric'"):
+        LearnedSchedule("geometric")
+
+
 @pytest.mark.parametrize(
     ("schedule", "count"),
     [
@@ -99,7 +109,11 @@ def test_what_is_trained(schedule, count):
 
 @pytest.mark.parametrize(
     "schedule",
-    [LinearSchedule(), SigmoidalSchedule(0.7, learnable=False, name="s"), LearnedSchedule()],
+    [
+        LinearSchedule(),
+        SigmoidalSchedule(0.7, learnable=False, name="s"),
+        LearnedSchedule("linear"),
+    ],
 )
 def test_round_trips(schedule, tmp_path):
     """Through the configuration, and with its weights through a saved model."""

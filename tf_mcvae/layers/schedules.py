@@ -1,7 +1,7 @@
 """Schedules of inverse temperatures, from the base density of a path to its target."""
 
 import inspect
-from typing import Any
+from typing import Any, Literal, Self
 
 import keras
 import numpy as np
@@ -162,19 +162,46 @@ class SigmoidalSchedule(Schedule):
 class LearnedSchedule(Schedule):
     """Inverse temperatures that are all learned, through their ratios.
 
-    With weights `u_1, ..., u_K` that start at 0, `b_k / b_{k+1} = sigmoid(u_k)`, so that
+    With weights `u_1, ..., u_K`, `b_k / b_{k+1} = sigmoid(u_k)`, so that
 
         b_k = sigmoid(u_k) sigmoid(u_{k+1}) ... sigmoid(u_K),     b_0 = 0,  b_{K+1} = 1.
+
+    Args:
+        start: `"halving"`, as published: `u_k = 0`, so that `b_k = 2^(k - K - 1)`. Of many
+            transitions, all but the last ten then hardly leave the base. Or `"linear"`:
+            `b_k = k / (K + 1)`.
+        name: Name of the layer.
+        trainable: Whether the weights are trained.
+        dtype: Data type or policy, as in Keras.
+
+    Raises:
+        ValueError: If there is no such start.
 
     Reference:
         Thin et al., Monte Carlo Variational Auto-Encoders, ICML 2021, arXiv 2106.15921.
     """
 
+    def __init__(
+        self,
+        start: Literal["halving", "linear"] = "halving",
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = None,
+    ) -> None:
+        super().__init__(name=name, trainable=trainable, dtype=dtype)
+        if start not in ("halving", "linear"):
+            raise ValueError(f"`start` must be 'halving' or 'linear'. Received: start={start!r}")
+        self.start = start
+
     def build(self, num_transitions: int) -> None:
         """Makes the K logits of the ratios."""
+        # sigmoid(log k) = k / (k + 1), the ratio of two linear ones.
+        numbers = np.arange(1.0, 1.0 + num_transitions)
+        start = np.log(numbers) if self.start == "linear" else np.zeros_like(numbers)
         self.logits = self.add_weight(
             shape=(num_transitions,),
-            initializer="zeros",
+            initializer=keras.initializers.Constant(start),
             dtype=self.density_dtype,
             autocast=False,
             name="logits",
@@ -195,6 +222,17 @@ class LearnedSchedule(Schedule):
         ratios = tf.sigmoid(tf.clip_by_value(logits, -_MOST_LOGIT, _MOST_LOGIT))
         inner = tf.math.cumprod(ratios, reverse=True)
         return tf.concat([tf.zeros([1], inner.dtype), inner, tf.ones([1], inner.dtype)], axis=0)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "start": self.start}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Makes a layer from the constructor's arguments; also from those that 0.1.0 saved."""
+        # Files of 0.1.0 hold two arguments more, of Keras' base class.
+        extra = ("activity_regularizer", "autocast")
+        return cls(**{name: value for name, value in config.items() if name not in extra})
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
