@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tf_mcvae
 from tf_mcvae.layers import likelihoods
+from tf_mcvae.layers.likelihoods import Categorical, Composite, NegativeBinomial
 
 RNG = np.random.default_rng(0)
 NUM_FEATURES = 6
@@ -23,20 +24,40 @@ DATA = {
     "zero_inflated_negative_binomial": COUNTS,
     "zero_inflated_poisson": COUNTS,
 }
-SLOW = sorted(DATA.keys() - {"zero_inflated_negative_binomial"})
+LIKELIHOODS = {name: name for name in DATA}
+# Columns of every kind: a default case for all.
+LIKELIHOODS["table"] = Composite(
+    [
+        ("gaussian", 2),
+        (NegativeBinomial(learned="per_feature"), 1),
+        ("categorical", 3),
+        (Categorical(4), 1),
+        ("zero_inflated_poisson", 1),
+    ]
+)
+DATA["table"] = np.concatenate(
+    [
+        RNG.normal(size=(64, 2)),
+        COUNTS[:, :1],
+        np.eye(3)[RNG.integers(0, 3, 64)],
+        RNG.integers(0, 4, (64, 1)),
+        COUNTS[:, :1],
+    ],
+    axis=1,
+)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "zero_inflated_negative_binomial",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+        "table",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(DATA.keys() - {"table"})),
     ],
 )
 def test_train_evaluate_save_and_serve(name, tmp_path):
     keras.utils.set_random_seed(0)
-    likelihood, x = likelihoods.get(name), DATA[name]
-    width = NUM_FEATURES * likelihood.parameters_per_channel
+    likelihood, x = likelihoods.get(LIKELIHOODS[name]), DATA[name]
+    width = likelihood.num_parameters(x.shape[1])
     model = tf_mcvae.LMCVAE(
         tf_mcvae.Encoder(2, "dense", hidden_units=(8,)),
         tf_mcvae.Decoder((width,), "dense", hidden_units=(8,)),
@@ -48,8 +69,8 @@ def test_train_evaluate_save_and_serve(name, tmp_path):
     assert np.all(np.isfinite(history["bound"]))
     # Integers are taken where the likelihood is on integers.
     assert np.all(np.isfinite(model.bound(x if x.dtype == int else x.astype("float32"), seed=1)))
-    images = model.sample(4, seed=0)
-    assert images.shape == (4, NUM_FEATURES)
+    draws = model.sample(4, seed=0)
+    assert draws.shape == (4, x.shape[1])
     gap = tf_mcvae.bidirectional_gap(model, num_examples=4, num_chains=4, num_temperatures=10)
     assert np.isfinite(gap.gap)
     model.save(tmp_path / "model.keras")

@@ -17,8 +17,8 @@ Mend = tuple[Callable[[Any, Any], Any], str]
 
 _ROUNDING = 1e-3
 
-_ANY: Mend = (lambda low, high: low <= high, "Rescale the data")
-_NOT_FINITE: Mend = (
+ANY: Mend = (lambda low, high: low <= high, "Rescale the data")
+NOT_FINITE: Mend = (
     lambda low, high: (low != low) | (high - low == np.inf),  # NaN, infinite.
     "Remove or replace NaN and infinite values",
 )
@@ -68,20 +68,20 @@ def is_in_unit_interval(in_support: InSupport) -> bool:
 def mends(in_support: InSupport) -> list[Mend]:
     """Returns the sentences on data with values outside a support; the first that holds counts."""
     if is_in_unit_interval(in_support):
-        return [_NOT_FINITE, *_UNIT_INTERVAL]
-    return [_NOT_FINITE, _COUNTS if is_on_integers(in_support) else _ANY]
+        return [NOT_FINITE, *_UNIT_INTERVAL]
+    return [NOT_FINITE, _COUNTS if is_on_integers(in_support) else ANY]
 
 
-def mend_of_values(in_support: InSupport, values: np.ndarray[Any, Any]) -> str:
+def mend_of_values(mends: list[Mend], values: np.ndarray[Any, Any]) -> str:
     """Returns the sentence on data with these values."""
     low, high = np.float64(values.min()), np.float64(values.max())
-    return next(text for holds, text in mends(in_support) if holds(low, high))
+    return next(text for holds, text in mends if holds(low, high))
 
 
-def mend_in_graph(in_support: InSupport, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+def mend_in_graph(mends: list[Mend], low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
     """Returns the sentence on data with values from `low` to `high`, as a tensor."""
-    sentence = tf.constant(_ANY[1])
-    for holds, text in reversed(mends(in_support)):
+    sentence = tf.constant(ANY[1])
+    for holds, text in reversed(mends):
         sentence = tf.where(holds(low, high), tf.constant(text), sentence)
     return sentence
 

@@ -91,8 +91,7 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
         """Builds both networks for inputs of shape `[B, ...]` and checks that they fit together."""
         self.latent_dim = latent_dim_of(self.encoder, input_shape)
         output = self.decoder(keras.KerasTensor((None, self.latent_dim), dtype="float32"))
-        width = self.likelihood.parameters_per_channel
-        expected = (*input_shape[1:-1], (input_shape[-1] or 0) * width)
+        expected = (*input_shape[1:-1], self.likelihood.num_parameters(input_shape[-1] or 0))
         if tuple(output.shape[1:]) != expected:
             raise ValueError(
                 f"The decoder must return the {type(self.likelihood).__name__} likelihood's "

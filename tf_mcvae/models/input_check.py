@@ -176,7 +176,7 @@ class InputCheck:
         low, high = tf.reduce_min(values), tf.reduce_max(values)
         message = [
             f"The {type(likelihood).__name__} likelihood needs {likelihood.support}. ",
-            supports.mend_in_graph(likelihood.in_support, low, high),
+            supports.mend_in_graph(likelihood.mends(), low, high),
             ", or choose another likelihood. Received: a batch with values from ",
             tf.strings.format("{} to {}", (low, high)),
         ]

@@ -105,6 +105,14 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
         """Returns whether the likelihood is defined at each element of `x`."""
         return tf.math.is_finite(x)
 
+    def num_parameters(self, num_features: int) -> int:
+        """Returns the length of the parameters' last axis, where that of `x` is `num_features`."""
+        return num_features * self.parameters_per_channel
+
+    def mends(self) -> list[supports.Mend]:
+        """Returns the sentences that say how data with other values are mended."""
+        return supports.mends(self.in_support)
+
     # Methods that models call.
 
     @property
@@ -184,7 +192,7 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
         """Raises a `ValueError` unless the likelihood is defined at every element of `x`."""
         x = np.asarray(x)
         if not np.all(self.in_support(tf.cast(x, tf.float32))):
-            mend = supports.mend_of_values(self.in_support, x)
+            mend = supports.mend_of_values(self.mends(), x)
             raise ValueError(
                 f"The {type(self).__name__} likelihood needs {self.support}. {mend}, or choose "
                 "another likelihood. "
@@ -247,7 +255,7 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
         self, parameters: tf.TensorShape, x: tf.TensorShape, event_ndims: int
     ) -> None:
         # A last axis of unknown length stays unknown.
-        expected = [*x[1:-1], x[-1] and x[-1] * self.parameters_per_channel] if event_ndims else []
+        expected = [*x[1:-1], x[-1] and self.num_parameters(x[-1])] if event_ndims else []
         if not parameters[parameters.rank - event_ndims :].is_compatible_with(expected):
             raise ValueError(
                 f"For x of shape {x} the {type(self).__name__} likelihood takes parameters whose "

@@ -134,8 +134,7 @@ class ZeroInflated(_Counts):
         """Builds the other likelihood."""
         if not self.counts.built:
             num_features = self._channels(input_shape)
-            width = num_features * self.counts.parameters_per_channel
-            self.counts.build((*input_shape[:-1], width))
+            self.counts.build((*input_shape[:-1], self.counts.num_parameters(num_features)))
         self.built = True
 
     def split(self, parameters: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
