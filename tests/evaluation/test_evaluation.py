@@ -289,6 +289,9 @@ def test_reports(name):
     values = result.to_dict()
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     assert values["mean"] == result.mean == -result.nll
+    bits, error = result.bits_per_dimension(5)
+    assert bits == pytest.approx(-result.mean / 5 * np.log2(np.e))
+    assert error / result.standard_error == pytest.approx(np.log2(np.e) / 5)
     assert values["settings"]["seed"] == 5
     assert "per_example" not in values
     assert str(result).splitlines()[0] == (

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tf_mcvae.checks import check_positive_integer
 from tf_mcvae.evaluation import doubts
 from tf_mcvae.evaluation.uncertainty import (
     Array,
@@ -58,6 +59,16 @@ class LogLikelihoodEstimate:
     def nll(self) -> float:
         """The negative log-likelihood, `-mean`."""
         return -self.mean
+
+    def bits_per_dimension(self, num_dimensions: int) -> tuple[float, float]:
+        """Returns `-mean / (N log 2)` and its standard error, for examples of N elements.
+
+        Raises:
+            ValueError: If `num_dimensions`, N, is not a positive integer.
+        """
+        check_positive_integer("num_dimensions", num_dimensions)
+        unit = num_dimensions * math.log(2.0)
+        return self.nll / unit, self.standard_error / unit
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Returns an interval for the mean over the distribution of the examples, in nats.
