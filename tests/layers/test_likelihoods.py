@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from modes import graph, xla
 
 from tf_mcvae import random
 from tf_mcvae.layers import likelihoods
@@ -88,7 +89,7 @@ def parameters_for(likelihood, *leading):
 
 def modes():
     """Eager, graph and XLA execution."""
-    return [lambda f: f, tf.function, lambda f: tf.function(f, jit_compile=True)]
+    return [lambda f: f, graph, xla]
 
 
 @each

@@ -180,6 +180,7 @@ SLOW = {
     "LMCVAE-per-dimension",
     "LMCVAE-dreg",
     "HVAE-free",
+    "IWAE-functional",
     "CMCDVAE-log-variance",
     "AMCVAE-barker",
     "AMCVAE-annealed",

@@ -92,7 +92,7 @@ class TracedGelu(keras.layers.Layer):
         return gelu(x)
 
 
-@pytest.mark.parametrize("is_exported_first", [False, True])
+@pytest.mark.parametrize("is_exported_first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_users_own_tf_function_takes_no_loops_into_an_export(is_exported_first, tmp_path):
     """Whether it is first traced in `fit` or in the export, no export contains XLA."""
     encoder = keras.Sequential([TracedGelu(), keras.layers.Flatten(), keras.layers.Dense(4)])
