@@ -31,6 +31,7 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_small_comparison_continues_and_refuses_other_settings(
     study, tmp_path, monkeypatch, capsys
 ):

@@ -108,7 +108,7 @@ def make(case):
     return model
 
 
-# Combinations with a schedule, whose own part other models test.
+# Combinations of options whose own part other cases test.
 SLOW = {
     f"{name}-{schedule}{end}"
     for name, end in (
@@ -120,6 +120,18 @@ SLOW = {
     )
     for schedule in ("sigmoidal", "all_learnable")
 } - {"AMCVAE-all_learnable-barker"}
+SLOW |= {
+    "FlowVAE-bnaf",
+    "AMCVAE-per-dimension",
+    "LMCVAE-cloned",
+    "UHAVAE-full",
+    "DAISVAE-mass",
+    "LDVIVAE",
+    "CMCDVAE-cloned",
+    "HVAE-none",
+    "LMCVAE-learned-drift",
+    "LMCVAE-learned-reverse",
+}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +145,7 @@ def test_mean_weight_is_the_evidence(case):
     assert 0.001 < ratios.std() < 6.0
 
 
-@pytest.mark.parametrize("persistence", [0.0, 0.7])
+@pytest.mark.parametrize("persistence", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])
 @pytest.mark.parametrize("acceptance", ["metropolis", "barker", None])
 def test_hamiltonian_weights_average_to_the_evidence(acceptance, persistence):
     """None is the uncalibrated kernel, weighted by its own log ratio."""
@@ -225,7 +237,7 @@ def differ(a, b):
     ("gradient", "acceptance"),
     [
         ("leave_one_out", "metropolis"),
-        ("coupled", "metropolis"),
+        pytest.param("coupled", "metropolis", marks=pytest.mark.slow),
         pytest.param("leave_one_out", "barker", marks=pytest.mark.slow),
         pytest.param("coupled", "barker", marks=pytest.mark.slow),
     ],
@@ -278,9 +290,9 @@ LANDING = {"LMCVAE": 0.2, "UHAVAE": 0.4, "HVAE": 0.2}
 @pytest.mark.parametrize(
     ("name", "gradient", "num_samples"),
     [
-        ("LMCVAE", "dreg", 5),
         ("UHAVAE", "stl", 1),
         ("HVAE", "dreg", 5),
+        pytest.param("LMCVAE", "dreg", 5, marks=pytest.mark.slow),
         pytest.param("LMCVAE", "stl", 1, marks=pytest.mark.slow),
         pytest.param("UHAVAE", "dreg", 5, marks=pytest.mark.slow),
         pytest.param("HVAE", "stl", 1, marks=pytest.mark.slow),

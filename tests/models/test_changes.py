@@ -78,7 +78,7 @@ def test_attributes_of_a_subclass_are_free():
         (tf_mcvae.VAE, "num_samples", 7, 0),
         (tf_mcvae.IWAE, "seed", 5, "five"),
         (tf_mcvae.IWAE, "gradient", "dreg", "none"),
-        (tf_mcvae.LMCVAE, "skip_threshold", 0.9, 1.0),
+        pytest.param(tf_mcvae.LMCVAE, "skip_threshold", 0.9, 1.0, marks=pytest.mark.slow),
         pytest.param(tf_mcvae.LMCVAE, "recompute", True, "yes", marks=pytest.mark.slow),
         pytest.param(tf_mcvae.AMCVAE, "acceptance", "barker", "gibbs", marks=pytest.mark.slow),
         pytest.param(tf_mcvae.AMCVAE, "gradient", "coupled", "dreg", marks=pytest.mark.slow),
@@ -132,7 +132,7 @@ OVERFLOWS = {
     "skipped": (tf_mcvae.LMCVAE, {"step_size": 1e35, "skip_threshold": 0.1}),
     "narrow-encoder": (tf_mcvae.AMCVAE, {"step_size": 0.01}),
 }
-MORE = ("steps", "recomputed", "cloned", "coupled-barker")
+MORE = ("steps", "larger-steps", "learned-steps", "recomputed", "cloned", "coupled-barker")
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,7 @@ def test_recomputed_gradients_with_captured_examples(model_class, mode):
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_recomputed_gradient_of_the_examples():
     """It has the decoder's share too."""
     gradients = []

@@ -84,6 +84,7 @@ def test_gradient_of_encoder_steps_and_schedule_is_that_of_the_bound(acceptance,
         assert differ(actual, expected) > 10
 
 
+@pytest.mark.slow
 def test_one_coupled_chain_varies_less_than_five_with_a_baseline():
     """Per chain: the variance of the mean over S, multiplied by S."""
     variances = {}

@@ -47,7 +47,7 @@ def gradients(model):
     return estimate, tape.gradient(estimate.loss, [v.value for v in variables])
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_value_and_gradient_at_constant_states(compiled):
     """Against the weights of the run, and central differences with the states held constant."""
     model = make(objective="log_variance")

@@ -92,7 +92,8 @@ class TracedGelu(keras.layers.Layer):
         return gelu(x)
 
 
-@pytest.mark.parametrize("is_exported_first", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("is_exported_first", [False, True])
 def test_a_users_own_tf_function_takes_no_loops_into_an_export(is_exported_first, tmp_path):
     """Whether it is first traced in `fit` or in the export, no export contains XLA."""
     encoder = keras.Sequential([TracedGelu(), keras.layers.Flatten(), keras.layers.Dense(4)])
@@ -192,6 +193,7 @@ def test_auto_compiles_the_training_of_dense_networks_with_transitions(
     assert has_loops(tf.function(model.train_step, autograph=False)) == is_compiled
 
 
+@pytest.mark.slow
 def test_auto_compiles_only_for_many_steps(monkeypatch):
     """Compiling takes as long as hundreds of steps; steps of earlier calls count too."""
     monkeypatch.setattr(plan, "FEWEST_STEPS_TO_COMPILE", 3)
