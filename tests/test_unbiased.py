@@ -258,7 +258,7 @@ def test_amcvae_gradient_is_that_of_the_bound(gradient, acceptance, monkeypatch)
     ("model_class", "settings"),
     [
         (tf_mcvae.VAE, {"num_samples": 50}),
-        (tf_mcvae.IWAE, {"num_samples": 5}),
+        pytest.param(tf_mcvae.IWAE, {"num_samples": 5}, marks=pytest.mark.slow),
         (tf_mcvae.IWAE, {"num_samples": 5, "gradient": "dreg"}),
         (tf_mcvae.LMCVAE, {"num_transitions": 2, "step_size": 0.2, "num_samples": 5}),
         *[

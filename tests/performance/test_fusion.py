@@ -250,6 +250,7 @@ def test_a_loaded_model_decides_anew(tmp_path):
     assert has_loops(tf.function(loaded.train_step, autograph=False))
 
 
+@pytest.mark.slow
 def test_training_that_xla_compiles_is_that_of_the_graph():
     x = np.random.default_rng(0).integers(0, 2, [7, *SHAPE]).astype(np.float32)
     logs = []
