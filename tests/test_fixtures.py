@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.special
 import tensorflow as tf
+from modes import MODES
 from reference_weights import group, reference_arrays
 from replay import ROOT_SEED, Fixture, replay_draws
 
@@ -18,16 +19,9 @@ from tf_mcvae.integrations.reference import transition_network_weights
 from tf_mcvae.kernels import HamiltonianMonteCarlo
 from tf_mcvae.models.batch import Batch
 from tf_mcvae.objectives.annealed import annealed_importance_sampling
-from tf_mcvae.performance.fusion import fusing_graph
 
 HERE = Path(__file__).parent
 PUBLISHED_CONV = HERE.parent.parent / "shared/reference/conv"
-MODES = {
-    "eager": lambda function: function,
-    "graph": tf.function,
-    "fused": fusing_graph,
-    "xla": lambda function: tf.function(function, jit_compile=True),
-}
 
 
 def pytest_generate_tests(metafunc):

@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
+from modes import graph, xla
 
 from tf_mcvae import random
 
@@ -30,8 +31,8 @@ SPECS = {
 def in_each_mode(function, *arguments):
     """Runs a function in eager, graph and XLA. The seed is an argument: constants are folded."""
     yield function(*arguments)
-    yield tf.function(function)(*arguments)
-    yield tf.function(function, jit_compile=True)(*arguments)
+    yield graph(function)(*arguments)
+    yield xla(function)(*arguments)
 
 
 def parts_of(seed):
@@ -176,7 +177,7 @@ def test_rows_have_tensorflows_own_numbers(row_shape):
 def test_rows_of_unknown_number_have_the_same_numbers(jit_compile):
     signature = [tf.TensorSpec([None, 2], tf.int32)]
 
-    @tf.function(input_signature=signature, jit_compile=jit_compile)
+    @graph(input_signature=signature, jit_compile=jit_compile)
     def draw(seeds):
         uniforms = random.uniform([5, tf.shape(seeds)[0], 7], random.per_row(seeds))
         return uniforms, *(part.seeds for part in random.split(random.per_row(seeds)))
@@ -213,7 +214,7 @@ def test_batch_of_unknown_size(kind):
     seed = SEEDS[kind]
     signature = [tf.TensorSpec([None, 3]), SPECS.get(kind, tf.TensorSpec([2], tf.int32))]
 
-    @tf.function(input_signature=signature)
+    @graph(input_signature=signature)
     def draw(x, seed):
         seed, other = random.split(random.as_seed(seed))
         normals = random.normal([5, *random.shape_of(x)], seed)

@@ -39,7 +39,20 @@ def close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+# Further flows, and of an older Keras the files without layers of Keras.
+SLOW = {
+    path
+    for path in FILES
+    if path.stem in ("flow_iaf", "flow_bnaf")
+    or (path.parent.name == "0.1.0-keras-3.8" and path.stem not in ("vae", *OF_KERAS))
+}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path in SLOW)) for path in FILES],
+    ids=[f"{path.parent.name}-{path.stem}" for path in FILES],
+)
 def test_file_gives_the_numbers_that_it_gave(path):
     if is_refused(path):
         with pytest.raises(TypeError, match="quantization_config"):

@@ -1,13 +1,14 @@
 """Every estimator averages to the exact evidence of a linear-Gaussian model.
 
-Checks are at 5 standard errors, a false alarm in 1.7 million for each number checked; about 100
-numbers are checked here, with fixed seeds.
+Checks are at 5 standard errors, a false alarm in 1.7 million for each number checked, or in 400,000
+where means of 60 estimates are compared. About 100 numbers are checked here, with fixed seeds.
 """
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from modes import graph
 from reference import LinearGaussian, as_if_trained, iwae, within
 
 import tf_mcvae
@@ -20,6 +21,8 @@ from tf_mcvae.objectives.annealed import annealed_importance_sampling
 
 PPCA = LinearGaussian()
 X = PPCA.data(3)
+# Estimates of gradients are of 10 copies, as a call takes as long for one.
+ROWS = np.tile(X, [10, 1])
 LOG_EVIDENCE = PPCA.log_evidence(X)
 SCHEDULES = ["linear", "sigmoidal", "all_learnable"]
 STEP = 0.08
@@ -105,7 +108,35 @@ def make(case):
     return model
 
 
-@pytest.mark.parametrize("case", CASES)
+# Combinations of options whose own part other cases test.
+SLOW = {
+    f"{name}-{schedule}{end}"
+    for name, end in (
+        ("AMCVAE", "-barker"),
+        ("AMCVAE", "-metropolis"),
+        ("DAISVAE", ""),
+        ("MCDVAE", ""),
+        ("CMCDVAE", ""),
+    )
+    for schedule in ("sigmoidal", "all_learnable")
+} - {"AMCVAE-all_learnable-barker"}
+SLOW |= {
+    "FlowVAE-bnaf",
+    "AMCVAE-per-dimension",
+    "LMCVAE-cloned",
+    "UHAVAE-full",
+    "DAISVAE-mass",
+    "LDVIVAE",
+    "CMCDVAE-cloned",
+    "HVAE-none",
+    "LMCVAE-learned-drift",
+    "LMCVAE-learned-reverse",
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES]
+)
 def test_mean_weight_is_the_evidence(case):
     log_weights = tf.function(make(case).log_weights)(X, seed=3, num_samples=20_000)
     ratios = np.exp(np.asarray(log_weights, np.float64) - LOG_EVIDENCE)
@@ -114,7 +145,7 @@ def test_mean_weight_is_the_evidence(case):
     assert 0.001 < ratios.std() < 6.0
 
 
-@pytest.mark.parametrize("persistence", [0.0, 0.7])
+@pytest.mark.parametrize("persistence", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])
 @pytest.mark.parametrize("acceptance", ["metropolis", "barker", None])
 def test_hamiltonian_weights_average_to_the_evidence(acceptance, persistence):
     """None is the uncalibrated kernel, weighted by its own log ratio."""
@@ -126,7 +157,7 @@ def test_hamiltonian_weights_average_to_the_evidence(acceptance, persistence):
         kernel = UncalibratedHamiltonian(path, 0.3, 3, temperature, persistence)
         return MetropolisHastings(kernel, acceptance) if acceptance else kernel
 
-    @tf.function
+    @graph
     def run():
         start = model.draw_posterior(model.posterior(Batch(X)), 20_000, tf.constant([1, 2]))
         return annealed_importance_sampling(path, start, kernel_fn, 4, tf.constant([3, 4]))
@@ -174,10 +205,10 @@ def gradients_of_log_slope(model, seeds, network="decoder"):
     """Estimates of the gradient with respect to a common factor on a network's kernel, `[n]`."""
     kernel = getattr(model, network).layers[0].kernel.value
 
-    @tf.function
+    @graph
     def gradient(seed):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(model.estimate(Batch(tf.constant(X)), seed, training=True).loss)
+            loss = tf.reduce_mean(model.estimate(Batch(tf.constant(ROWS)), seed, True).loss)
         return -tf.reduce_sum(tape.gradient(loss, kernel) * kernel)
 
     return np.array([gradient(tf.constant([9, s])).numpy() for s in seeds])
@@ -187,7 +218,7 @@ def finite_differences(model, seeds, num_samples, width=0.05, network="decoder")
     """Central differences of the bound with respect to the same factor, `[n]`."""
     network = getattr(model, network)
     weights = network.get_weights()
-    bound = tf.function(lambda s: tf.reduce_mean(model.bound(X, s, num_samples)))
+    bound = graph(lambda s: tf.reduce_mean(model.bound(ROWS, s, num_samples)))
     values = []
     for factor in (1 + width, 1 - width):
         network.set_weights([factor * weights[0], weights[1]])
@@ -206,28 +237,28 @@ def differ(a, b):
     ("gradient", "acceptance"),
     [
         ("leave_one_out", "metropolis"),
-        ("coupled", "metropolis"),
+        pytest.param("coupled", "metropolis", marks=pytest.mark.slow),
         pytest.param("leave_one_out", "barker", marks=pytest.mark.slow),
         pytest.param("coupled", "barker", marks=pytest.mark.slow),
     ],
 )
 def test_amcvae_gradient_is_that_of_the_bound(gradient, acceptance, monkeypatch):
     """With large steps, half the proposals are rejected and the term of the choices matters."""
-    settings = {"num_transitions": 2, "step_size": 0.6, "num_samples": 1000}
+    settings = {"num_transitions": 2, "step_size": 0.6, "num_samples": 100}
     model = PPCA.model(tf_mcvae.AMCVAE, gradient=gradient, acceptance=acceptance, **settings)
-    estimates = gradients_of_log_slope(model, range(100))
-    reference = finite_differences(model, range(1000, 1400), 1000)
+    estimates = gradients_of_log_slope(model, range(60))
+    reference = finite_differences(model, range(1000, 1120), 100)
     assert differ(estimates, reference) < 5
     # Without the term the gradient differs, and the check detects it.
     monkeypatch.setattr(model, "_coefficient", lambda: 0.0)
-    assert differ(gradients_of_log_slope(model, range(100)), reference) > 10
+    assert differ(gradients_of_log_slope(model, range(60)), reference) > 10
 
 
 @pytest.mark.parametrize(
     ("model_class", "settings"),
     [
-        (tf_mcvae.VAE, {"num_samples": 500}),
-        (tf_mcvae.IWAE, {"num_samples": 5}),
+        (tf_mcvae.VAE, {"num_samples": 50}),
+        pytest.param(tf_mcvae.IWAE, {"num_samples": 5}, marks=pytest.mark.slow),
         (tf_mcvae.IWAE, {"num_samples": 5, "gradient": "dreg"}),
         (tf_mcvae.LMCVAE, {"num_transitions": 2, "step_size": 0.2, "num_samples": 5}),
         *[
@@ -247,9 +278,8 @@ def test_amcvae_gradient_is_that_of_the_bound(gradient, acceptance, monkeypatch)
 )
 def test_gradients_are_those_of_the_bound(model_class, settings):
     model = PPCA.model(model_class, **settings)
-    seeds = range(400)
-    estimates = gradients_of_log_slope(model, seeds)
-    reference = finite_differences(model, range(1000, 1400), settings["num_samples"], 0.02)
+    estimates = gradients_of_log_slope(model, range(60))
+    reference = finite_differences(model, range(1000, 1060), settings["num_samples"], 0.02)
     assert differ(estimates, reference) < 5
 
 
@@ -257,18 +287,25 @@ def test_gradients_are_those_of_the_bound(model_class, settings):
 LANDING = {"LMCVAE": 0.2, "UHAVAE": 0.4, "HVAE": 0.2}
 
 
-@pytest.mark.parametrize("name", LANDING)
-@pytest.mark.parametrize(("gradient", "num_samples"), [("stl", 1), ("dreg", 5)])
+@pytest.mark.parametrize(
+    ("name", "gradient", "num_samples"),
+    [
+        ("UHAVAE", "stl", 1),
+        ("HVAE", "dreg", 5),
+        pytest.param("LMCVAE", "dreg", 5, marks=pytest.mark.slow),
+        pytest.param("LMCVAE", "stl", 1, marks=pytest.mark.slow),
+        pytest.param("UHAVAE", "dreg", 5, marks=pytest.mark.slow),
+        pytest.param("HVAE", "stl", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_of_the_first_draws_are_those_of_the_bound(name, gradient, num_samples):
     """With respect to the encoder. STL is unbiased for one sample, DReG for any number."""
     settings = {"num_transitions": 2, "step_size": LANDING[name], "num_samples": num_samples}
     model = PPCA.model(getattr(tf_mcvae, name), gradient=gradient, **settings)
-    estimates = gradients_of_log_slope(model, range(500), "encoder")
+    estimates = gradients_of_log_slope(model, range(60), "encoder")
     plain = PPCA.model(getattr(tf_mcvae, name), **settings)
-    reference = finite_differences(plain, range(1000, 1400), num_samples, 0.02, "encoder")
+    reference = finite_differences(plain, range(1000, 1060), num_samples, 0.02, "encoder")
     assert differ(estimates, reference) < 5
-    expected = gradients_of_log_slope(plain, range(500, 1000), "encoder")
-    assert differ(estimates, expected) < 5
     assert not np.allclose(gradients_of_log_slope(plain, range(10), "encoder"), estimates[:10])
 
 
@@ -305,7 +342,7 @@ def test_any_number_of_transitions(model_class):
     model = PPCA.model(model_class, num_transitions=4, step_size=steps, schedule=schedule)
     traced = []
 
-    @tf.function
+    @graph
     def log_weights(num_transitions):
         traced.append(1)
         return model.log_weights(X, 3, 20_000, num_transitions)
@@ -348,7 +385,7 @@ def test_the_published_weight_of_a_cloned_decoder_is_biased():
     """It omits `b_K (log p_true - log p_clone)(z_K)`; the README has the ratios."""
     model = make("AMCVAE-cloned")
 
-    @tf.function
+    @graph
     def run():
         batch = Batch(tf.constant(X))
         result = model.run_transitions(batch, tf.constant([1, 2]), 50_000)

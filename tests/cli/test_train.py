@@ -727,13 +727,9 @@ def test_the_record_keeps_all_versions_that_trained_a_model(tmp_path, capsys):
 def test_start_up_messages_of_tensorflow_are_hidden_and_errors_are_not():
     code = "from tf_mcvae_commands.quiet import quiet_start\nwith quiet_start():\n import "
     unset = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
-    for module, level, error in (
-        ("tensorflow", {}, ""),
-        ("tensorflow", {"TF_CPP_MIN_LOG_LEVEL": "3"}, ""),
-        ("tensorflow, no_such_module", {}, "no_such_module"),
-    ):
+    for module, error in (("tensorflow", ""), ("no_such_module", "no_such_module")):
         command = [sys.executable, "-c", code + module]
-        done = subprocess.run(command, capture_output=True, text=True, env=unset | level)
+        done = subprocess.run(command, capture_output=True, text=True, env=unset)
         assert (error in done.stderr) if error else (done.stderr == "")
     # The messages themselves differ between versions of TensorFlow.
     code = "import os\nfrom tf_mcvae_commands.quiet import quiet_start\n"

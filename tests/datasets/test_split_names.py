@@ -56,8 +56,9 @@ TAKEN = [
 
 
 CASES = [
-    *((kind, names) for kind in ("folders", "keys") for names in TAKEN),
-    *((kind, TAKEN[1]) for kind in ("folders of records", "records")),
+    *(("folders", names) for names in TAKEN),
+    *((kind, TAKEN[1]) for kind in ("keys", "folders of records", "records")),
+    *(pytest.param("keys", names, marks=pytest.mark.slow) for names in TAKEN if names != TAKEN[1]),
 ]
 
 

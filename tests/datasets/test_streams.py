@@ -116,7 +116,7 @@ def test_every_image_is_in_one_split(folders, kind):
     assert sorted(rows(found)) == sorted(rows(IMAGES.astype(np.float32) / 255))
 
 
-@pytest.mark.parametrize("kind", ["files", "records", TFDS])
+@pytest.mark.parametrize("kind", [pytest.param("files", marks=pytest.mark.slow), "records", TFDS])
 class TestKinds:
     def test_splits_do_not_depend_on_the_seed(self, folders, kind):
         first, second = (load(folders[kind], seed=seed, batch_size=7) for seed in (0, 1))

@@ -475,7 +475,8 @@ def test_simulated_images_are_the_models():
     assert within(centred[:, :, np.newaxis] * centred[:, np.newaxis], covariance)
 
 
-@pytest.mark.parametrize("start", [pytest.param("encoder", marks=pytest.mark.slow), "prior"])
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["encoder", "prior"])
 def test_bidirectional_bounds_of_a_flow(start, flow_vae):
     """Unbiased at 5 standard errors (false alarms some 1e-6 each), and close for long chains.
 

@@ -122,9 +122,9 @@ def with_another_activation(model):
     ("model_class", "change"),
     [
         (tf_mcvae.LMCVAE, trained),
-        (tf_mcvae.LMCVAE, with_weights),
+        pytest.param(tf_mcvae.LMCVAE, with_weights, marks=pytest.mark.slow),
         (OwnModel, with_more_samples),
-        (tf_mcvae.LMCVAE, with_another_activation),
+        pytest.param(tf_mcvae.LMCVAE, with_another_activation, marks=pytest.mark.slow),
     ],
 )
 def test_a_changed_model_is_scored_as_it_is(model_class, change):

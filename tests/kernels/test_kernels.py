@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
+from modes import graph, xla
 from reference import within
 
 from tf_mcvae import kernels, random
@@ -59,7 +60,7 @@ def mixed_normal(b):
 
 
 def chain(kernel, start, num_steps, seed):
-    @tf.function
+    @graph
     def run():
         state, results = start, kernel.bootstrap_results(start)
         moments = []
@@ -110,7 +111,7 @@ def test_unadjusted_langevin_has_its_own_stationary_law():
 def test_runs_under_sample_chain(name):
     kernel = ALL[name](TARGET.log_prob)
 
-    @tf.function
+    @graph
     def run():
         return tfp.mcmc.sample_chain(
             300,
@@ -210,7 +211,7 @@ def test_same_numbers_eager_graph_xla(name):
         return kernel.one_step(state, kernel.bootstrap_results(state), random.as_seed(3))
 
     eager = tf.nest.flatten(step())
-    for compiled in (tf.function(step), tf.function(step, jit_compile=True)):
+    for compiled in (graph(step), xla(step)):
         for expected, actual in zip(eager, tf.nest.flatten(compiled()), strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
@@ -267,7 +268,7 @@ def test_decisions_are_inverted(kernel):
 def test_certain_acceptance_stays_finite_when_compiled(acceptance, jit_compile):
     """Constant folding must not make the logarithm of a rejection probability of 0 -inf."""
 
-    @tf.function(jit_compile=jit_compile)
+    @graph(jit_compile=jit_compile)
     def values_and_gradients(log_ratio):
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(log_ratio)
@@ -435,7 +436,7 @@ def test_rejected_overflows_do_not_reach_the_gradient(name, compiled):
     """Chains that start with a possible state keep it, and all gradients are finite."""
     start = tf.constant([[0.4, 1.0], [2.0, -0.5]])
 
-    @tf.function(jit_compile=compiled)
+    @graph(jit_compile=compiled)
     def run(scale):
         def log_prob(z):
             return -tf.reduce_sum(tf.square(z / scale) + tf.nn.softplus(z), -1)

@@ -10,6 +10,7 @@ import scipy.special
 import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
+from modes import graph, xla
 
 import tf_mcvae
 from tf_mcvae import random
@@ -211,7 +212,7 @@ def parameters_for(likelihood, *leading):
 
 def modes():
     """Eager, graph and XLA execution."""
-    return [lambda f: f, tf.function, lambda f: tf.function(f, jit_compile=True)]
+    return [lambda f: f, graph, xla]
 
 
 @each

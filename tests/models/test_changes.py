@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from modes import MODES
+from modes import MODES, graph
 from reference import LinearGaussian
 
 import tf_mcvae
@@ -80,7 +80,7 @@ def test_attributes_of_a_subclass_are_free():
         (tf_mcvae.IWAE, "gradient", "dreg", "none"),
         pytest.param(tf_mcvae.LMCVAE, "skip_threshold", 0.9, 1.0, marks=pytest.mark.slow),
         pytest.param(tf_mcvae.LMCVAE, "recompute", True, "yes", marks=pytest.mark.slow),
-        (tf_mcvae.AMCVAE, "acceptance", "barker", "gibbs"),
+        pytest.param(tf_mcvae.AMCVAE, "acceptance", "barker", "gibbs", marks=pytest.mark.slow),
         pytest.param(tf_mcvae.AMCVAE, "gradient", "coupled", "dreg", marks=pytest.mark.slow),
         pytest.param(tf_mcvae.AMCVAE, "alpha_annealing", True, None, marks=pytest.mark.slow),
     ],
@@ -132,7 +132,7 @@ OVERFLOWS = {
     "skipped": (tf_mcvae.LMCVAE, {"step_size": 1e35, "skip_threshold": 0.1}),
     "narrow-encoder": (tf_mcvae.AMCVAE, {"step_size": 0.01}),
 }
-MORE = ("steps", "recomputed", "cloned", "coupled-barker")
+MORE = ("steps", "larger-steps", "learned-steps", "recomputed", "cloned", "coupled-barker")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_rejected_overflows_leave_finite_gradients(case, jit_compile):
     if case == "narrow-encoder":
         kernel, bias = model.encoder.get_weights()
         model.encoder.set_weights([kernel, np.concatenate([bias[:2], [-80.0, -80.0]])])
-    bound, gradients = tf.function(lambda: gradients_of(model), jit_compile=jit_compile)()
+    bound, gradients = graph(lambda: gradients_of(model), jit_compile=jit_compile)()
     assert np.all(np.isfinite(bound))
     assert all(np.all(np.isfinite(g)) for g in gradients if g is not None)
     assert any(np.any(g != 0.0) for g in gradients if g is not None)
@@ -205,6 +205,7 @@ def test_recomputed_gradients_with_captured_examples(model_class, mode):
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_recomputed_gradient_of_the_examples():
     """It has the decoder's share too."""
     gradients = []
@@ -213,6 +214,6 @@ def test_recomputed_gradient_of_the_examples():
         x = tf.constant(X)
         with tf.GradientTape() as tape:
             tape.watch(x)
-            bound = tf.function(lambda x, model=model: model.bound(x, seed=SEED))(x)
+            bound = graph(lambda x, model=model: model.bound(x, seed=SEED))(x)
         gradients.append(tape.gradient(bound, x))
     np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from modes import graph
 from reference import LinearGaussian
 from test_unbiased import differ, gradients_of_log_slope
 
@@ -38,7 +39,7 @@ def slopes(model, seeds):
     """Estimates of the gradient along each of `parameters`, `[n, 3]`."""
     moved = list(parameters(model).values())
 
-    @tf.function
+    @graph
     def gradient(seed):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(model.estimate(Batch(tf.constant(X)), seed, training=True).loss)
@@ -50,7 +51,7 @@ def slopes(model, seeds):
 
 def differences(model, seeds, width=0.1):
     """Central differences of the bound along each of `parameters`, `[n, 3]`."""
-    bound = tf.function(lambda seed: tf.reduce_mean(model.bound(X, seed, 1000)))
+    bound = graph(lambda seed: tf.reduce_mean(model.bound(X, seed, 1000)))
     columns = []
     for variable, way in parameters(model).values():
         value, ends = variable.numpy(), []
@@ -83,12 +84,13 @@ def test_gradient_of_encoder_steps_and_schedule_is_that_of_the_bound(acceptance,
         assert differ(actual, expected) > 10
 
 
+@pytest.mark.slow
 def test_one_coupled_chain_varies_less_than_five_with_a_baseline():
     """Per chain: the variance of the mean over S, multiplied by S."""
     variances = {}
     for gradient, num_samples in (("coupled", 1), ("leave_one_out", 5)):
         model = make(gradient=gradient, num_samples=num_samples)
-        estimates = gradients_of_log_slope(model, range(300))
+        estimates = gradients_of_log_slope(model, range(100))
         variances[gradient] = num_samples * estimates.var(ddof=1)
     # Both include the noise of the path itself.
     assert 5 * variances["coupled"] < variances["leave_one_out"]

@@ -5,6 +5,7 @@ import memory
 import numpy as np
 import pytest
 import tensorflow as tf
+from modes import graph
 from reference import LinearGaussian, as_if_trained
 
 import tf_mcvae
@@ -46,12 +47,12 @@ def gradients(model):
     return estimate, tape.gradient(estimate.loss, [v.value for v in variables])
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_value_and_gradient_at_constant_states(compiled):
     """Against the weights of the run, and central differences with the states held constant."""
     model = make(objective="log_variance")
     batch = Batch(tf.constant(X))
-    compute = tf.function(lambda: gradients(model)) if compiled else lambda: gradients(model)
+    compute = graph(lambda: gradients(model)) if compiled else lambda: gradients(model)
     estimate, found = compute()
     log_weights = model.log_weights(X, SEED).numpy()
     log_p = model.log_joint(X, model.posterior_sample(X, 6, SEED)).numpy()

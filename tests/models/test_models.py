@@ -180,6 +180,12 @@ SLOW = {
     "LMCVAE-per-dimension",
     "LMCVAE-dreg",
     "HVAE-free",
+    "VAE",
+    "IWAE-dreg",
+    "IWAE-functional",
+    "LMCVAE-learned-drift",
+    "LMCVAE-vectors",
+    "UHAVAE",
     "CMCDVAE-log-variance",
     "AMCVAE-barker",
     "AMCVAE-annealed",
@@ -187,6 +193,12 @@ SLOW = {
 }
 each_case = pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES]
+)
+
+# One case of each way to draw and to save.
+FEW = ("IWAE", "FlowVAE-realnvp", "LMCVAE", "UHAVAE-everything-learned", "CMCDVAE", "AMCVAE")
+few_cases = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case not in FEW)) for case in CASES]
 )
 
 _rng = np.random.default_rng(0)
@@ -287,7 +299,7 @@ def test_training_learns_and_reports(case, trained):
         np.testing.assert_allclose(np.mean(each, axis=0), history["acceptance"], rtol=1e-5)
 
 
-@each_case
+@few_cases
 def test_config_round_trip(case, trained):
     model = trained(case)[0]
     config = json.dumps(model.get_config())
@@ -350,7 +362,7 @@ def test_saved_model_continues_in_a_fresh_process(case, trained, resumed):
     assert_same([resumed[f"{case}/{i}"] for i in range(len(expected))], expected, atol=1e-6)
 
 
-@each_case
+@few_cases
 def test_only_training_changes_the_model(case, trained):
     model, x = trained(case)[0], data(case)
     before = state(model)
@@ -367,7 +379,7 @@ def test_only_training_changes_the_model(case, trained):
     assert_same(state(model), before)
 
 
-@each_case
+@few_cases
 def test_public_methods(case, trained):
     model, x = trained(case)[0], data(case)[:4]
     loc, scale = model.encode(x)
@@ -385,7 +397,7 @@ def test_public_methods(case, trained):
     assert model.bound(x).shape == (4,)
 
 
-@each_case
+@few_cases
 def test_seeds(case, trained):
     model, x = trained(case)[0], data(case)[:3]
     for method in (model.log_weights, model.posterior_sample):

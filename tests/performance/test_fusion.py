@@ -92,6 +92,7 @@ class TracedGelu(keras.layers.Layer):
         return gelu(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_exported_first", [False, True])
 def test_a_users_own_tf_function_takes_no_loops_into_an_export(is_exported_first, tmp_path):
     """Whether it is first traced in `fit` or in the export, no export contains XLA."""
@@ -192,6 +193,7 @@ def test_auto_compiles_the_training_of_dense_networks_with_transitions(
     assert has_loops(tf.function(model.train_step, autograph=False)) == is_compiled
 
 
+@pytest.mark.slow
 def test_auto_compiles_only_for_many_steps(monkeypatch):
     """Compiling takes as long as hundreds of steps; steps of earlier calls count too."""
     monkeypatch.setattr(plan, "FEWEST_STEPS_TO_COMPILE", 3)
@@ -248,6 +250,7 @@ def test_a_loaded_model_decides_anew(tmp_path):
     assert has_loops(tf.function(loaded.train_step, autograph=False))
 
 
+@pytest.mark.slow
 def test_training_that_xla_compiles_is_that_of_the_graph():
     x = np.random.default_rng(0).integers(0, 2, [7, *SHAPE]).astype(np.float32)
     logs = []

@@ -16,6 +16,7 @@ from tf_mcvae.kernels.transition import (
     required_seed,
     select,
 )
+from tf_mcvae.tracing import as_written
 
 
 class MetropolisHastings(tfp.mcmc.TransitionKernel):
@@ -59,10 +60,12 @@ class MetropolisHastings(tfp.mcmc.TransitionKernel):
         kernel._inverted = decisions
         return kernel
 
+    @as_written
     def bootstrap_results(self, init_state: tf.Tensor) -> TransitionResults:
         """Evaluates the endpoints at the first state."""
         return self.inner_kernel.bootstrap_results(init_state)
 
+    @as_written
     def one_step(
         self,
         current_state: tf.Tensor,

@@ -20,6 +20,7 @@ import tensorflow_probability as tfp
 
 from tf_mcvae import random
 from tf_mcvae.kernels.path import AnnealedPath, Endpoints, GuardedPath, LogProbFn
+from tf_mcvae.tracing import as_written
 
 Acceptance = Literal["metropolis", "barker"]
 
@@ -169,6 +170,7 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
         """Returns `TransitionResults.endpoints` before the first transition."""
         return self.path.endpoints(state)
 
+    @as_written
     def bootstrap_results(self, init_state: tf.Tensor) -> TransitionResults:
         """Evaluates the endpoints at the first state."""
         init_state = tf.convert_to_tensor(init_state)
@@ -207,6 +209,7 @@ class AnnealedKernel(tfp.mcmc.TransitionKernel):
         kernel.path = GuardedPath(self.path, state)
         return kernel
 
+    @as_written
     def one_step(
         self,
         current_state: tf.Tensor,

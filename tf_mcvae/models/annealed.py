@@ -25,6 +25,7 @@ from tf_mcvae.models.resampling import resampled_steps, scalar_integer
 from tf_mcvae.models.statistics import TransitionStatistics, pool_statistics, trace_statistics
 from tf_mcvae.objectives.annealed import AnnealedSamples, TraceFn, annealed_importance_sampling
 from tf_mcvae.objectives.bounds import LateFactor, iwae
+from tf_mcvae.tracing import as_written
 
 ScheduleName = Literal["linear", "sigmoidal", "all_learnable"]
 Kernel = AnnealedKernel | MetropolisHastings
@@ -182,6 +183,7 @@ class AnnealedVAE(MonteCarloVAE):
         """Makes the kernel of one transition."""
         raise NotImplementedError
 
+    @as_written
     def run_transitions(
         self,
         batch: Batch,

@@ -21,6 +21,7 @@ from tf_mcvae.models.generative import GenerativeModel, LogProbFn
 from tf_mcvae.models.posterior import diagonal_normal, latent_dim_of, loc_and_scale
 from tf_mcvae.models.training import CALL_STREAM, TrainedModel
 from tf_mcvae.objectives.bounds import iwae
+from tf_mcvae.tracing import as_written
 
 LikelihoodLike = Literal["bernoulli", "gaussian"] | str | dict[str, Any] | Likelihood
 
@@ -182,28 +183,34 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
 
     # Methods for users.
 
+    @as_written
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns reconstructions, `[B, ...]`: the mean of `p(x|z)` at the encoder's location."""
         loc = self.posterior(Batch(x), training).mean()
         return self.generative.mean(self.to_latents(loc), training)
 
+    @as_written
     def encode(self, x: Array) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns location and scale of `q(z|x)`, each `[B, D]`."""
         posterior = self.posterior(self._batch(x))
         return posterior.mean(), posterior.stddev()
 
+    @as_written
     def decode(self, z: Array) -> tf.Tensor:
         """Returns the mean of `p(x|z)`, `[..., *event]`, for latents `[..., D]`."""
         return self.generative.mean(tf.cast(z, self.density_dtype))
 
+    @as_written
     def reconstruct(self, x: Array) -> tf.Tensor:
         """Returns the mean of `p(x|z)` at the encoder's location, `[B, ...]`."""
         return self.call(self._batch(x).x)
 
+    @as_written
     def log_joint(self, x: Array, z: tf.Tensor) -> tf.Tensor:
         """Returns `log p(x, z)` in nats, `[S, B]`, for `x [B, ...]` and latents `z [S, B, D]`."""
         return self.generative.bind(self._batch(x))(tf.cast(z, self.density_dtype))
 
+    @as_written
     def sample(self, num_samples: int, seed: random.SeedLike | None = None) -> tf.Tensor:
         """Returns means of `p(x|z)` for `z` drawn from the prior, `[num_samples, ...]`.
 
@@ -216,6 +223,7 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
         seed = self._seed_or_next(seed, num_samples)
         return self.decode(self.prior.sample([1, num_samples, self.latent_dim], seed)[0])
 
+    @as_written
     def posterior_sample(
         self,
         x: Array,
@@ -257,6 +265,7 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
             )
         return {}
 
+    @as_written
     def log_weights(
         self,
         x: Array,
@@ -289,6 +298,7 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
         seed = self._seed_or_next(seed, batch.x.shape[0])
         return self.weigh(batch, seed, num_samples, **options)
 
+    @as_written
     def bound(
         self,
         x: Array,

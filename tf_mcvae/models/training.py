@@ -27,6 +27,7 @@ from tf_mcvae.models.penalties import add_penalties, clear_penalties
 from tf_mcvae.models.updates import Updates
 from tf_mcvae.models.weights import weighted_arguments, weighted_data
 from tf_mcvae.precision import density_dtype
+from tf_mcvae.tracing import as_written
 
 # Before Keras 3.15, `train_on_batch` returned means over all batches since the last epoch.
 _KEEPS_METRICS = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15)
@@ -267,6 +268,7 @@ class TrainedModel(CompiledModel):
         seed = random.fold_in(random.as_seed(self.seed), stream)
         return random.fold_in(seed, tf.convert_to_tensor(counter))
 
+    @as_written
     def train_step(self, data: Any) -> dict[str, Any]:
         """Takes one optimizer step on a batch of `x`, `(x, y)` or `(x, y, sample_weight)`."""
         batch = Batch.of(data)
@@ -290,6 +292,7 @@ class TrainedModel(CompiledModel):
         updates = {metric.name: metric.result() for metric in self._updates.metrics}
         return distribute.logs_of_step({**self._track(estimate, batch.weight), **updates})
 
+    @as_written
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluates a batch. Nothing is learned or adapted."""
         batch = Batch.of(data)
@@ -304,6 +307,7 @@ class TrainedModel(CompiledModel):
         self.test_step_counter.assign_add(1)
         return distribute.logs_of_step(self._track(estimate, batch.weight))
 
+    @as_written
     def predict_step(self, data: Any) -> tf.Tensor:
         """Returns reconstructions of a batch."""
         plan = self.execution_plan(training=False)

@@ -21,6 +21,7 @@ from tf_mcvae import random
 from tf_mcvae.kernels.metropolis import MetropolisHastings
 from tf_mcvae.kernels.path import AnnealedPath, LogProbFn
 from tf_mcvae.kernels.transition import AnnealedKernel, TransitionResults
+from tf_mcvae.tracing import as_written
 
 KernelFn = Callable[[tf.Tensor, TransitionResults | None], AnnealedKernel | MetropolisHastings]
 TraceFn = Callable[[tf.Tensor, TransitionResults], Any]
@@ -48,6 +49,7 @@ def trace_acceptance(state: tf.Tensor, results: TransitionResults) -> tf.Tensor:
     return results.is_accepted
 
 
+@as_written
 def annealed_importance_sampling(
     path: AnnealedPath,
     initial_state: tf.Tensor,
