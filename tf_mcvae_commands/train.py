@@ -9,16 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tf_mcvae_commands.cluster import this_worker
+from tf_mcvae_commands.groups import GROUP_MODELS, OUTPUT
 from tf_mcvae_commands.parser import Parser, answer_errors, called_as, flag_of
 from tf_mcvae_commands.quiet import quiet_start
 from tf_mcvae_commands.run_folder import RunFolder
-from tf_mcvae_commands.training_settings import (
-    FREE_ON_RESUME,
-    GROUP_MODELS,
-    OUTPUT,
-    SETTINGS,
-    RunConfig,
-)
+from tf_mcvae_commands.training_settings import FREE_ON_RESUME, SETTINGS, RunConfig
 
 _DESCRIPTION = """\
 Trains a Monte Carlo variational auto-encoder, scores it on test images and exports it.

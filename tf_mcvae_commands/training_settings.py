@@ -7,6 +7,20 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from tf_mcvae_commands.ais import AIS_FIELDS, PRESETS, AISSettings
+from tf_mcvae_commands.groups import (
+    A_MCVAE,
+    DATA,
+    FLOW,
+    GRADIENT,
+    H_VAE,
+    HAMILTONIAN,
+    L_MCVAE,
+    MODEL,
+    OUTPUT,
+    SCORING,
+    TRAINING,
+    TRANSITIONS,
+)
 from tf_mcvae_commands.options import (
     BOOLEAN,
     LIMIT,
@@ -18,31 +32,6 @@ from tf_mcvae_commands.options import (
     option,
     parse_lr_schedule,
 )
-
-DATA = "data"
-MODEL = "model"
-GRADIENT = "all models but VAE and FlowVAE"
-TRANSITIONS = "transitions (all models but VAE, IWAE and FlowVAE)"
-HAMILTONIAN = "UHA, DAIS and LDVI only"
-H_VAE = "HVAE only"
-L_MCVAE = "L-MCVAE only"
-A_MCVAE = "A-MCVAE only"
-FLOW = "FlowVAE only"
-TRAINING = "training"
-SCORING = "scoring, on the test split after training"
-OUTPUT = "output"
-
-# The models that a group of settings is for, where it is not for all.
-_WITH_TRANSITIONS = ("L-MCVAE", "A-MCVAE", "UHA", "DAIS", "LDVI", "MCD", "CMCD", "HVAE")
-GROUP_MODELS = {
-    GRADIENT: ("IWAE", *_WITH_TRANSITIONS),
-    TRANSITIONS: _WITH_TRANSITIONS,
-    HAMILTONIAN: ("UHA", "DAIS", "LDVI"),
-    H_VAE: ("HVAE",),
-    L_MCVAE: ("L-MCVAE",),
-    A_MCVAE: ("A-MCVAE",),
-    FLOW: ("FlowVAE",),
-}
 
 _machine_option = functools.partial(option, may_vary="machine")
 _resume_option = functools.partial(option, may_vary="resume")
@@ -133,8 +122,9 @@ class RunConfig:
     likelihood: str | None = option(
         None,
         MODEL,
-        choice("bernoulli", "gaussian"),
-        "bernoulli or gaussian (default: by data set)",
+        choice("bernoulli", "continuous_bernoulli", "discretized_logistic_mixture", "gaussian"),
+        "bernoulli, continuous_bernoulli, gaussian, or discretized_logistic_mixture for 8-bit "
+        "pixels (default: by data set)",
         "specific_likelihood",
     )
     sigma: float = option(

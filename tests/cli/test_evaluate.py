@@ -138,6 +138,14 @@ def test_warnings_come_last_and_what_is_not_known_is_a_dash():
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_bits_per_dimension_are_shown_for_levels_of_pixels():
+    scores = make_scores()
+    assert "bits" not in suite.report(scores)
+    in_bits = scores._replace(num_dimensions=784)
+    # 12345.678 nats / (784 log 2).
+    assert "AIS-10000: 22.7182 ± 0.227 bits per dimension" in suite.report(in_bits)
+
+
 def test_bars_are_shown_if_asked_for(run, capsys):
     for flag, shown in (("--progress", True), ("", False)):
         assert call(f"{run} {QUICK} --no-ais --iwae-samples 0 {flag}") == 0

@@ -7,14 +7,9 @@ import pytest
 
 from tf_mcvae.evaluation import PRESETS, AISSettings
 from tf_mcvae_commands import ais, evaluate, train
+from tf_mcvae_commands.groups import SCORING
 from tf_mcvae_commands.options import Kind
-from tf_mcvae_commands.training_settings import (
-    FREE_ON_RESUME,
-    OF_THE_MACHINE,
-    SCORING,
-    SETTINGS,
-    RunConfig,
-)
+from tf_mcvae_commands.training_settings import FREE_ON_RESUME, OF_THE_MACHINE, SETTINGS, RunConfig
 
 FIELDS = dataclasses.fields(AISSettings)
 ALIASES = {"chains", "temperatures", "leapfrogs"}

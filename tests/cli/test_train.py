@@ -323,6 +323,8 @@ def test_flags_reach_the_model():
     assert float(model.likelihood.scale) == pytest.approx(0.1)
     assert model.optimizer.global_clipnorm is None
     assert model.encoder.get_config()["activation"] == "relu"
+    model = build("--model VAE --likelihood discretized_logistic_mixture")
+    assert type(model.likelihood).__name__ == "DiscretizedLogisticMixture"
 
 
 @pytest.mark.parametrize(
@@ -456,6 +458,7 @@ def test_gpus_are_hidden_and_a_lack_is_noted(monkeypatch, capsys):
         (1, "--binarize False", "bernoulli", False),
         (1, "--likelihood gaussian", "gaussian", False),
         (1, "--likelihood gaussian --binarize True", "gaussian", True),
+        (1, "--likelihood continuous_bernoulli", "continuous_bernoulli", False),
         (3, "", "gaussian", False),
         (3, "--likelihood bernoulli", "bernoulli", True),
     ],

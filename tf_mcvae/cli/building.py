@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from tf_mcvae.datasets import DataSpec
-from tf_mcvae.layers.likelihoods import Gaussian
+from tf_mcvae.layers import likelihoods
 from tf_mcvae.layers.momentum import MomentumRefresh
 from tf_mcvae.layers.networks import Decoder, Encoder
 from tf_mcvae.layers.step_size import StepSize, StepSizeRule
@@ -24,14 +24,9 @@ from tf_mcvae.models import (
     FlowVAE,
     MonteCarloVAE,
 )
+from tf_mcvae_commands.groups import GRADIENT, GROUP_MODELS, HAMILTONIAN, TRANSITIONS
 from tf_mcvae_commands.options import schedule_call
-from tf_mcvae_commands.training_settings import (
-    GRADIENT,
-    GROUP_MODELS,
-    HAMILTONIAN,
-    TRANSITIONS,
-    RunConfig,
-)
+from tf_mcvae_commands.training_settings import RunConfig
 
 _MODELS: dict[str, type[Any]] = {
     "VAE": VAE,
@@ -50,18 +45,21 @@ _MODELS: dict[str, type[Any]] = {
 
 def build_model(config: RunConfig, spec: DataSpec, steps_per_epoch: int) -> MonteCarloVAE:
     """Returns a new model, built and compiled, for completed settings."""
+    options = {"scale": config.sigma} if config.likelihood == "gaussian" else {}
+    likelihood = likelihoods.get({"class_name": config.likelihood, "config": options})
     networks: dict[str, Any] = {
         "architecture": config.architecture,
         "activation": config.activation,
     }
     arguments: dict[str, Any] = {
-        "likelihood": Gaussian(config.sigma) if config.likelihood == "gaussian" else "bernoulli",
+        "likelihood": likelihood,
         "num_samples": config.num_samples,
         "seed": config.seed,
         **_own_arguments(config),
     }
     encoder = Encoder(config.latent_dim, **networks)
-    decoder = Decoder(spec.image_shape, **networks)
+    *sides, channels = spec.image_shape
+    decoder = Decoder((*sides, likelihood.num_parameters(channels)), **networks)
     model: MonteCarloVAE = _MODELS[config.model](encoder, decoder, **arguments)
     model.build((None, *spec.image_shape))
     optimizer = keras.optimizers.Adam(

@@ -41,6 +41,7 @@ def _run(
     path: pathlib.Path, run: RunConfig, config: EvaluationConfig, worker: Worker, strategy: Any
 ) -> None:
     model = load_model(path)
+    # Decides whether images are binarised.
     likelihood = "bernoulli" if isinstance(model.likelihood, Bernoulli) else "gaussian"
     run = dataclasses.replace(run, likelihood=likelihood)
     run, spec, images = load_split(run, config.split, config.examples or None)

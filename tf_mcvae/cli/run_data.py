@@ -8,7 +8,8 @@ import numpy as np
 
 from tf_mcvae import datasets
 from tf_mcvae.datasets import Data, DataSpec
-from tf_mcvae_commands.training_settings import GROUP_MODELS, HAMILTONIAN, RunConfig
+from tf_mcvae_commands.groups import GROUP_MODELS, HAMILTONIAN
+from tf_mcvae_commands.training_settings import RunConfig
 
 _NUM_SAMPLES = {"IWAE": 10, "A-MCVAE": 5}  # Otherwise 1.
 _SCORED_PIXELS = 25_000  # By default; annealed importance sampling then takes about a minute.
@@ -23,10 +24,10 @@ def load_data(config: RunConfig) -> tuple[RunConfig, Data]:
     """
     binarize = config.binarize
     if binarize is None:
-        binarize = config.likelihood != "gaussian"
+        binarize = config.likelihood in (None, "bernoulli")
     data = _load(config, binarize)
     likelihood = config.likelihood or data.spec.likelihood
-    if config.binarize is None and binarize and likelihood == "gaussian":
+    if config.binarize is None and binarize and likelihood != "bernoulli":
         binarize = False
         data = _load(config, binarize)
     data = data._replace(

@@ -29,15 +29,10 @@ from tf_mcvae.integrations.pictures import draw_images
 from tf_mcvae.integrations.tensorboard import TensorBoardLogger
 from tf_mcvae.models import MonteCarloVAE, load_model
 from tf_mcvae_commands.cluster import ALONE, Worker, joined
+from tf_mcvae_commands.groups import GROUP_MODELS, TRANSITIONS
 from tf_mcvae_commands.parser import flag_of
 from tf_mcvae_commands.run_folder import RunFolder
-from tf_mcvae_commands.training_settings import (
-    FREE_ON_RESUME,
-    GROUP_MODELS,
-    OF_THE_MACHINE,
-    TRANSITIONS,
-    RunConfig,
-)
+from tf_mcvae_commands.training_settings import FREE_ON_RESUME, OF_THE_MACHINE, RunConfig
 
 # Number of images to calibrate anomaly scores with, for each image that is scored.
 _CALIBRATION_SHARE = 4

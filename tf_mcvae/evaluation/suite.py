@@ -89,7 +89,10 @@ class Suite:
             results[key] = estimate()
             seconds[key] = time.perf_counter() - start
         gap = results.pop("gap", None)
-        return Scores(results, seconds, latents, gap)
+        in_bits = model.likelihood.is_in_bits
+        return Scores(
+            results, seconds, latents, gap, math.prod(model.event_shape) if in_bits else None
+        )
 
     def _estimators(self, model: MonteCarloVAE, data: Any) -> dict[str, tuple[str, _Estimator]]:
         """Returns a line of text and a call for each estimator that is to run."""
@@ -144,23 +147,37 @@ class Scores(NamedTuple):
         seconds: The time that each took in this process, `"gap"` among them.
         latents: How the model uses its latent dimensions.
         gap: Bounds on the error of annealed importance sampling, if they were asked for.
+        num_dimensions: Elements of an example, if results are also given in bits per dimension.
     """
 
     estimates: dict[str, LogLikelihoodEstimate]
     seconds: dict[str, float]
     latents: LatentStatistics
     gap: BidirectionalGap | None
+    num_dimensions: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the results as JSON types, including the values of each example."""
+        bits = {key: {"bits_per_dimension": value[0]} for key, value in self.bits().items()}
         return {
             "estimates": {
-                key: {**result.to_dict(examples=True), "seconds": self.seconds[key]}
+                key: {
+                    **result.to_dict(examples=True),
+                    **bits.get(key, {}),
+                    "seconds": self.seconds[key],
+                }
                 for key, result in self.estimates.items()
             },
             "latents": self.latents.to_dict(),
             "gap": self.gap and {**self.gap.to_dict(examples=True), "seconds": self.seconds["gap"]},
         }
+
+    def bits(self) -> dict[str, tuple[float, float]]:
+        """Returns bits per dimension with standard errors, where there are any, by estimator."""
+        if self.num_dimensions is None:
+            return {}
+        results = self.estimates.items()
+        return {key: result.bits_per_dimension(self.num_dimensions) for key, result in results}
 
     def warnings(self) -> list[str]:
         """Returns the warnings of all estimates, each with the name of its estimate."""
@@ -175,7 +192,11 @@ class Scores(NamedTuple):
 def report(scores: Scores) -> str:
     """Returns the table, the other results and last the warnings, in at most 100 columns."""
     # The first lines; the warnings come last, all together.
-    lines = [str(scores.latents).splitlines()[0]]
+    lines = [
+        f"{scores.estimates[key].method}: {bits:.4f} ± {_number(error)} bits per dimension"
+        for key, (bits, error) in scores.bits().items()
+    ]
+    lines += [str(scores.latents).splitlines()[0]]
     if scores.gap is not None:
         lines += [f"{str(scores.gap).splitlines()[0]}, {scores.seconds['gap']:.1f} s"]
     lines += [f"warning: {text}" for text in scores.warnings()]

@@ -62,11 +62,13 @@ class Likelihood(ExplicitArguments, keras.layers.Layer):
         is_binary: Whether the parameters are logits of the values 0 and 1, and the density is not
             normalised between them. Models then warn of other values, and of decoders whose output
             is not logits.
+        is_in_bits: Whether reports also give bits per dimension, as is usual for levels of pixels.
     """
 
     parameters_per_channel: int = 1
     support: str = "finite values"
     is_binary: bool = False
+    is_in_bits: bool = False
 
     def __init__(
         self,

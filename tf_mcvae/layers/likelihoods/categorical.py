@@ -128,6 +128,8 @@ class DiscretizedLogisticMixture(Likelihood):
         Salimans et al., PixelCNN++, arXiv 1701.05517.
     """
 
+    is_in_bits = True
+
     def __init__(
         self,
         num_components: int = 5,
