@@ -29,6 +29,7 @@ SCALES: dict[str, np.ndarray] = {
     "D = 30": np.geomspace(0.1, 0.99, 30),
 }
 NUM_TEMPERATURES = (20, 50, 100, 300, 1000)
+NUM_SEEDS = {20: 8}  # Otherwise 1. The share of few transitions varies with the seed.
 STARTS = ("prior", "encoder")
 
 
@@ -57,6 +58,12 @@ def acceptance(model: VAE, settings: AISSettings, seed: int, num_chains: int = 2
     return scoring.forward(images[10:], step_sizes, random.at_row(score_seed, 0))[1].numpy()
 
 
+def acceptance_of_seeds(model: VAE, settings: AISSettings, seed: int) -> np.ndarray:
+    """Returns the acceptance of the transitions of `NUM_SEEDS` pilot runs, one after the other."""
+    count = NUM_SEEDS.get(settings.num_temperatures, 1)
+    return np.concatenate([acceptance(model, settings, seed + i) for i in range(count)])
+
+
 def rows(
     num_temperatures: Sequence[int] = NUM_TEMPERATURES,
     num_leapfrog_steps: Sequence[int] = (3, 10),
@@ -68,7 +75,7 @@ def rows(
     cases = itertools.product(models, STARTS, num_leapfrog_steps, num_temperatures)
     for name, start, leapfrogs, number in cases:
         settings = AISSettings(16, number, leapfrogs, start=start)
-        rates = acceptance(models[name], settings, seed)
+        rates = acceptance_of_seeds(models[name], settings, seed)
         errors = np.abs(rates - settings.target_acceptance)
         results.append(
             {

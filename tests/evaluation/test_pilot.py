@@ -20,13 +20,13 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("number", [20, *map(slow, (50, 100, 300, 1000))])
+@pytest.mark.parametrize("number", [50, *map(slow, (20, 100, 300, 1000))])
 @pytest.mark.parametrize("start", ["prior", slow("encoder")])
 @pytest.mark.parametrize("leapfrogs", [3, slow(10)])
-@pytest.mark.parametrize("name", study.SCALES)
+@pytest.mark.parametrize("name", ["D = 3 stiff", slow("D = 30")])
 def test_transitions_accept_near_the_target(name, leapfrogs, start, number):
     settings = AISSettings(num_temperatures=number, num_leapfrog_steps=leapfrogs, start=start)
-    rates = study.acceptance(study.make_model(study.SCALES[name]), settings, seed=0)
+    rates = study.acceptance_of_seeds(study.make_model(study.SCALES[name]), settings, seed=0)
     assert np.mean(np.abs(rates - settings.target_acceptance) < study.TOLERANCE) >= 0.9
 
 

@@ -254,8 +254,8 @@ def test_each_weight_is_stored_once(model, folder):
     weights = [*model.encoder.weights, *model.decoder.weights]
     if getattr(model, "cloned_decoder", False):
         weights += model.transition_decoder.weights
-    if isinstance(model, tf_mcvae.FlowVAE):
-        weights += model.flow.weights
+    for name in ("flow", "network"):
+        weights += getattr(model, name).weights if hasattr(model, name) else []
     num_bytes = 4 * sum(int(np.prod(weight.shape)) for weight in weights)
     stored = sum(file.stat().st_size for file in (folder / "1" / "variables").iterdir())
     # The files also contain an index of names and shapes.
