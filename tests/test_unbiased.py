@@ -172,9 +172,8 @@ def test_skip_threshold_is_biased_as_documented():
     assert not within(np.exp(np.asarray(log_weights, np.float64) - LOG_EVIDENCE), 1.0)
 
 
-@pytest.mark.parametrize(
-    "model_class", [tf_mcvae.LMCVAE, pytest.param(tf_mcvae.AMCVAE, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model_class", [tf_mcvae.LMCVAE, tf_mcvae.AMCVAE])
 def test_gap_closes_with_more_transitions(model_class):
     """With steps of K^-1/2, time grows and the discretisation shrinks as K^1/2."""
     gaps = []

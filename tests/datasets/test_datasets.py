@@ -605,6 +605,7 @@ class TestMissingPackages:
         for name in ("sklearn", "matplotlib", "PIL", "tensorflow_datasets", "importlib_resources"):
             monkeypatch.setitem(sys.modules, name, None)
 
+    @pytest.mark.slow
     def test_the_first_command_needs_none(self, tmp_path):
         line = "--net_type fc --hidden_dim 2 --model VAE --batch_size 700 --score-examples 4"
         assert cli.main([*line.split(), "--max_epochs", "1", "--output-dir", str(tmp_path)]) == 0

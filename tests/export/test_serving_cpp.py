@@ -71,12 +71,12 @@ def make_model(name):
     return model
 
 
-SLOW = ("amcvae", "lmcvae", "uhavae", "cmcdvae", "hvae")
+MODELS = ("vae", "amcvae", "lmcvae", "uhavae", "cmcdvae", "hvae")
 
 
 @pytest.fixture(
     scope="module",
-    params=["vae", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
+    params=[pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
 )
 def served(request, tmp_path_factory):
     """A model, and the folder of its export. Seven rows are three chunks of `log_likelihood`."""

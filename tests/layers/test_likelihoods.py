@@ -28,6 +28,7 @@ from tf_mcvae.layers.likelihoods import (
     Poisson,
     StudentT,
     ZeroInflated,
+    named,
 )
 
 tfd = tfp.distributions
@@ -686,7 +687,7 @@ def test_arguments_that_likelihoods_refuse(make, error, message):
         make()
 
 
-@pytest.mark.parametrize("name", sorted(likelihoods._NAMES))
+@pytest.mark.parametrize("name", sorted(named._NAMES))
 def test_every_name_makes_a_likelihood(name):
     likelihood = likelihoods.get(name)
     likelihood.check_methods([3 * likelihood.parameters_per_channel])

@@ -294,7 +294,11 @@ def test_convolutional_pair_is_its_float64_twin(shape, mode):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "activation"), [("conv", "gelu"), *(("dense", name) for name in ACTIVATIONS)]
+    ("architecture", "activation"),
+    [
+        pytest.param("conv", "gelu", marks=pytest.mark.slow),
+        *(("dense", name) for name in ACTIVATIONS),
+    ],
 )
 def test_second_order_gradients_agree_in_all_modes(architecture, activation):
     """d/dθ of |d log p(x|z)/dz|², by autodiff in all modes and by finite differences."""

@@ -25,7 +25,7 @@ DATA = {
     "zero_inflated_poisson": COUNTS,
 }
 LIKELIHOODS = {name: name for name in DATA}
-# Columns of every kind: a default case for all.
+# Columns of every kind.
 LIKELIHOODS["table"] = Composite(
     [
         ("gaussian", 2),
@@ -48,21 +48,20 @@ DATA["table"] = np.concatenate(
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "model_class"),
     [
-        "table",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(DATA.keys() - {"table"})),
+        ("categorical", tf_mcvae.VAE),
+        *(pytest.param(name, tf_mcvae.LMCVAE, marks=pytest.mark.slow) for name in sorted(DATA)),
     ],
 )
-def test_train_evaluate_save_and_serve(name, tmp_path):
+def test_train_evaluate_save_and_serve(name, model_class, tmp_path):
     keras.utils.set_random_seed(0)
     likelihood, x = likelihoods.get(LIKELIHOODS[name]), DATA[name]
     width = likelihood.num_parameters(x.shape[1])
-    model = tf_mcvae.LMCVAE(
+    model = model_class(
         tf_mcvae.Encoder(2, "dense", hidden_units=(8,)),
         tf_mcvae.Decoder((width,), "dense", hidden_units=(8,)),
         likelihood=likelihood,
-        num_transitions=2,
     )
     model.compile("adam", jit_compile=False)
     history = model.fit(x.astype("float32"), batch_size=32, epochs=2, verbose=0).history

@@ -1044,7 +1044,7 @@ BAD_CALLS = {
     ),
     "acceptance": (lambda: AMCVAE(*dense(), acceptance="magic"), ValueError, "`acceptance`"),
     "gradient": (lambda: IWAE(*dense(), gradient="magic"), ValueError, "`gradient`"),
-    "likelihood": (lambda: VAE(*dense(), likelihood="poisson"), ValueError, "likelihood"),
+    "likelihood": (lambda: VAE(*dense(), likelihood="laplace"), ValueError, "likelihood"),
     "no likelihood": (lambda: VAE(*dense(), likelihood=None), TypeError, "likelihood"),
     "S=0": (lambda: VAE(*dense(), num_samples=0), ValueError, "num_samples"),
     "seed": (lambda: VAE(*dense(), seed=0.5), TypeError, "`seed`"),
