@@ -691,3 +691,9 @@ def test_arguments_that_likelihoods_refuse(make, error, message):
 def test_every_name_makes_a_likelihood(name):
     likelihood = likelihoods.get(name)
     likelihood.check_methods([3 * likelihood.parameters_per_channel])
+
+
+def test_levels_are_told_how_to_be_scaled():
+    with pytest.raises(ValueError, match=r"multiples of 1/255.*Divide the levels by 255.*Received"):
+        DiscretizedLogisticMixture().check_support(np.array([[0.0, 0.25, 1.0]]))
+    assert not DiscretizedLogisticMixture().takes_integers

@@ -62,6 +62,7 @@ def test_train_evaluate_save_and_serve(name, model_class, tmp_path):
         tf_mcvae.Encoder(2, "dense", hidden_units=(8,)),
         tf_mcvae.Decoder((width,), "dense", hidden_units=(8,)),
         likelihood=likelihood,
+        **({} if model_class is tf_mcvae.VAE else {"num_transitions": 2}),
     )
     model.compile("adam", jit_compile=False)
     history = model.fit(x.astype("float32"), batch_size=32, epochs=2, verbose=0).history

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tf_mcvae.checks import check_positive_integer
+from tf_mcvae.layers import supports
 from tf_mcvae.layers.likelihoods.base import Likelihood
 from tf_mcvae.precision import wide
 
@@ -152,6 +153,16 @@ class DiscretizedLogisticMixture(Likelihood):
     def support(self) -> str:  # type: ignore[override]
         """The allowed values of `x`, in words."""
         return f"multiples of 1/{self.num_levels - 1} in [0, 1]"
+
+    @property
+    def takes_integers(self) -> bool:
+        """Levels are fractions: integers are pixels that are not scaled."""
+        return False
+
+    def mends(self) -> list[supports.Mend]:
+        """Returns what is to be said of other values."""
+        text = f"Divide the levels by {self.num_levels - 1}, and neither resize nor scale them"
+        return [supports.NOT_FINITE, (lambda low, high: low <= high, text)]
 
     def components(self, parameters: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns log weights, locations and scales, `[..., C, M]`."""
