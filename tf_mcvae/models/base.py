@@ -183,7 +183,6 @@ class MonteCarloVAE(ExplicitArguments, CheckedChanges, Composite, TrainedModel):
 
     # Methods for users.
 
-    @as_written
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns reconstructions, `[B, ...]`: the mean of `p(x|z)` at the encoder's location."""
         loc = self.posterior(Batch(x), training).mean()
