@@ -22,7 +22,7 @@ def study():
 SMALL = (
     "--dataset digits --images 10 --batch-size 20 --hidden-units 8 --latent-dim 2 --no-jit-compile "
     "--decoder-steps 20 --chains 2 --temperatures 5 --repeats 3 --per-process 0 --seeds 1 "
-    "--budgets 2 --methods L-MCVAE IWAE"
+    "--budgets 2 4 --methods L-MCVAE IWAE"
 )
 
 
@@ -41,6 +41,8 @@ def test_a_small_comparison_continues_and_refuses_other_settings(
     assert [(row["method"], row["num_samples"], row["num_transitions"]) for row in rows] == [
         ("L-MCVAE", "1", "1"),
         ("IWAE", "2", "0"),
+        ("L-MCVAE", "1", "3"),
+        ("IWAE", "4", "0"),
     ]
     problem, _ = study.load_problem(tmp_path / "bound_comparison.npz")
     for row in rows:
@@ -55,7 +57,7 @@ def test_a_small_comparison_continues_and_refuses_other_settings(
     }
     assert f"| IWAE | {float(rows[1]['gap']):.3f} (" in capsys.readouterr().out
 
-    study.toy.write_rows(tmp_path / "bound_comparison.csv", rows[:1])  # As after an interruption.
+    study.toy.write_rows(tmp_path / "bound_comparison.csv", rows[:3])  # As after an interruption.
     measured, run_group = [], study.run_group
 
     def counted(group, path):
@@ -64,7 +66,7 @@ def test_a_small_comparison_continues_and_refuses_other_settings(
 
     monkeypatch.setattr(study, "run_group", counted)
     study.main(line)
-    assert measured == [("IWAE", 2, (0,))]
+    assert measured == [("IWAE", 4, (0,))]
     # Equal seeds: only the times differ.
     assert [row["bound"] for row in rows_of(tmp_path)] == [row["bound"] for row in rows]
 

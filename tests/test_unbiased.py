@@ -305,7 +305,9 @@ def test_gradients_of_the_first_draws_are_those_of_the_bound(name, gradient, num
     plain = PPCA.model(getattr(tf_mcvae, name), **settings)
     reference = finite_differences(plain, range(1000, 1060), num_samples, 0.02, "encoder")
     assert differ(estimates, reference) < 5
-    assert not np.allclose(gradients_of_log_slope(plain, range(10), "encoder"), estimates[:10])
+    others = gradients_of_log_slope(plain, [*range(10), *range(500, 560)], "encoder")
+    assert differ(estimates, others[10:]) < 5
+    assert not np.allclose(others[:10], estimates[:10])
 
 
 def test_landing_gradients_leave_the_rest_unchanged():

@@ -727,13 +727,25 @@ def test_the_record_keeps_all_versions_that_trained_a_model(tmp_path, capsys):
     assert f"keras 3.7.0 (now {keras.__version__})" in capsys.readouterr().err
 
 
-def test_start_up_messages_of_tensorflow_are_hidden_and_errors_are_not():
+@pytest.mark.parametrize(
+    ("module", "level", "error"),
+    [
+        ("tensorflow", {}, ""),
+        ("no_such_module", {}, "no_such_module"),
+        pytest.param("tensorflow", {"TF_CPP_MIN_LOG_LEVEL": "3"}, "", marks=pytest.mark.slow),
+        pytest.param("tensorflow, no_such_module", {}, "no_such_module", marks=pytest.mark.slow),
+    ],
+)
+def test_start_up_messages_of_tensorflow_are_hidden_and_errors_are_not(module, level, error):
     code = "from tf_mcvae_commands.quiet import quiet_start\nwith quiet_start():\n import "
     unset = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
-    for module, error in (("tensorflow", ""), ("no_such_module", "no_such_module")):
-        command = [sys.executable, "-c", code + module]
-        done = subprocess.run(command, capture_output=True, text=True, env=unset)
-        assert (error in done.stderr) if error else (done.stderr == "")
+    command = [sys.executable, "-c", code + module]
+    done = subprocess.run(command, capture_output=True, text=True, env=unset | level)
+    assert (error in done.stderr) if error else (done.stderr == "")
+
+
+def test_the_level_of_messages_is_that_of_the_environment():
+    unset = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     # The messages themselves differ between versions of TensorFlow.
     code = "import os\nfrom tf_mcvae_commands.quiet import quiet_start\n"
     code += "with quiet_start():\n os.write(2, b'start-up')"

@@ -147,6 +147,22 @@ def test_gaps_are_those_of_whole_chunks(parts):
 # The threads.
 
 
+@pytest.mark.slow
+def test_threads_are_set_before_tensorflow_computes():
+    printed = run(
+        "import tensorflow as tf, tf_mcvae",
+        "tf_mcvae.parallelize_over_batch(1)",
+        "print(tf.config.threading.get_intra_op_parallelism_threads())",
+        "tf_mcvae.parallelize_over_batch(3)",
+        "print(tf.config.threading.get_intra_op_parallelism_threads())",
+        "print(tf.config.threading.get_inter_op_parallelism_threads())",
+        "tf.zeros([])",
+        "tf_mcvae.parallelize_over_batch(3)",  # No change.
+        "print(tf_mcvae.performance.cores.num_parts())",
+    )
+    assert printed == ["0", "1", "3", "3"]
+
+
 def test_one_core_undoes_what_can_be_undone():
     """Before TensorFlow computes, everything; later batches are whole but the threads stay."""
     printed = run(
