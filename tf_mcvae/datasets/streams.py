@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_mcvae.random import as_seed
+from tf_mcvae.tracing import as_written
 
 # Seed of splits and of draws that are the same in every run, whatever the user's seed.
 FIXED_SEED = 20210718
@@ -180,7 +181,7 @@ class Stream:
     def shuffled(self, seed: int) -> tf.data.Dataset:
         """Returns a dataset of the images, in a new order at every pass."""
 
-        @tf.autograph.experimental.do_not_convert
+        @as_written
         def one_pass(pass_seed: tf.Tensor) -> tf.data.Dataset:
             return self.source.items(self.window, tf.cast(pass_seed, tf.int32))
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tf_mcvae.layers import supports
 from tf_mcvae.layers.likelihoods import Likelihood
 from tf_mcvae.models.batch import Array
+from tf_mcvae.tracing import as_written
 
 _FLOATS = "Examples must be floating-point numbers"
 
@@ -103,7 +104,7 @@ class InputCheck:
             self._assert_support(x)
             return (x, *element[1:]) if is_tuple else x
 
-        return dataset.map(tf.autograph.experimental.do_not_convert(check_batch))
+        return dataset.map(as_written(check_batch))
 
     def tensor(self, x: tf.Tensor) -> tf.Tensor:
         """Returns a tensor of a graph, whose values cannot be checked, as floats.

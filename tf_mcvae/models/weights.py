@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_mcvae.tracing import as_written
+
 _MEANING = "Weights must be one number for each example, [N] or [N, 1], finite and not negative."
 
 
@@ -92,7 +94,7 @@ def _checked_dataset(dataset: tf.data.Dataset) -> tf.data.Dataset:
         with tf.control_dependencies([tf.debugging.Assert(is_valid, [message])]):
             return x, y, vector_of_weights(weight, x)
 
-    return dataset.map(tf.autograph.experimental.do_not_convert(check_batch))
+    return dataset.map(as_written(check_batch))
 
 
 def vector_of_weights(weight: tf.Tensor, x: tf.Tensor) -> tf.Tensor:

@@ -1,6 +1,6 @@
 """The likelihood of tables whose columns differ."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -111,11 +111,13 @@ class Composite(composite.Composite, Likelihood):
 
     def elementwise_log_prob(self, parameters: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """Returns the terms of all groups."""
-        return self._joined(Likelihood.elementwise_log_prob, parameters, x)
+        parts = self._split(parameters, x)
+        return tf.concat([m.elementwise_log_prob(part, values) for m, part, values in parts], -1)
 
     def from_uniform(self, parameters: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
         """Turns numbers uniform on (0, 1) into draws of all groups."""
-        return self._joined(Likelihood.from_uniform, parameters, uniform)
+        parts = self._split(parameters, uniform)
+        return tf.concat([m.from_uniform(part, numbers) for m, part, numbers in parts], -1)
 
     def mean(self, parameters: tf.Tensor) -> tf.Tensor:
         """Returns the means of all groups."""
@@ -152,16 +154,12 @@ class Composite(composite.Composite, Likelihood):
         sizes = [member.num_parameters(count) for member, count in self.groups]
         return tf.split(parameters, sizes, axis=-1)
 
-    def _joined(
-        self, method: Callable[..., tf.Tensor], parameters: tf.Tensor, x: tf.Tensor
-    ) -> tf.Tensor:
-        counts = [count for _, count in self.groups]
-        parts = zip(
-            self.members, self._parameters(parameters), tf.split(x, counts, axis=-1), strict=True
-        )
-        return tf.concat(
-            [getattr(member, method.__name__)(part, values) for member, part, values in parts], -1
-        )
+    def _split(
+        self, parameters: tf.Tensor, x: tf.Tensor
+    ) -> Iterator[tuple[Likelihood, tf.Tensor, tf.Tensor]]:
+        """Yields of each group the likelihood, its parameters and its elements of `x`."""
+        values = tf.split(x, [count for _, count in self.groups], axis=-1)
+        return zip(self.members, self._parameters(parameters), values, strict=True)
 
     def _named(self, x: Any) -> Iterator[tuple[Likelihood, str, Any]]:
         """Yields of each group the likelihood, a name of its features, and their values."""

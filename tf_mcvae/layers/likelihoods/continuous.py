@@ -13,8 +13,23 @@ from tf_mcvae.precision import wide
 tfd = tfp.distributions
 
 
+class _Scaled(Dispersed):
+    """Base of likelihoods with a location and a scale, and no other argument."""
+
+    def __init__(
+        self,
+        scale: float = 1.0,
+        learned: Learned = False,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = None,
+    ) -> None:
+        super().__init__(scale, learned, name=name, trainable=trainable, dtype=dtype)
+
+
 @keras.saving.register_keras_serializable("tf_mcvae")
-class Gaussian(Dispersed):
+class Gaussian(_Scaled):
     """Gaussian values: the decoder's output is their location.
 
     Args:
@@ -37,17 +52,6 @@ class Gaussian(Dispersed):
 
     suits_xla = True
 
-    def __init__(
-        self,
-        scale: float = 1.0,
-        learned: Learned = False,
-        *,
-        name: str | None = None,
-        trainable: bool = True,
-        dtype: str | keras.DTypePolicy | None = None,
-    ) -> None:
-        super().__init__(scale, learned, name=name, trainable=trainable, dtype=dtype)
-
     @property
     def scale(self) -> tf.Tensor:
         """The standard deviation where it is not predicted, a scalar or `[F]`."""
@@ -59,7 +63,7 @@ class Gaussian(Dispersed):
 
 
 @keras.saving.register_keras_serializable("tf_mcvae")
-class LogNormal(Dispersed):
+class LogNormal(_Scaled):
     """Positive values whose logarithm is Gaussian: the decoder's output is its location.
 
     Args:
@@ -72,17 +76,6 @@ class LogNormal(Dispersed):
     """
 
     support = "positive values"
-
-    def __init__(
-        self,
-        scale: float = 1.0,
-        learned: Learned = False,
-        *,
-        name: str | None = None,
-        trainable: bool = True,
-        dtype: str | keras.DTypePolicy | None = None,
-    ) -> None:
-        super().__init__(scale, learned, name=name, trainable=trainable, dtype=dtype)
 
     def elementwise(self, parameters: tf.Tensor) -> tfp.distributions.Distribution:
         """Returns `tfd.LogNormal`."""
